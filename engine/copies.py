@@ -1,0 +1,157 @@
+"""Stores and retrieves that the server copies: `store`, `retrieve`, and what follows when a copy has ended. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from engine.events import Copy, Effect, Piece, Reply, ReplyTo, RequestArrived
+from engine.l1.cache import Entry, L1Cache
+from engine.layouts import KVLayout
+from engine.prompts import Prompts, RefusedError
+from engine.sessions import Sessions
+from engine.slots import reserve_missing, take_readable
+from engine.wire.messages import Retrieve, Store, TransferReply
+from engine.workers import Worker, Workers
+
+NULL_BLOCK = 0
+"""vLLM's block without content: never stored, never written."""
+
+
+@dataclass(slots=True)
+class _Job:
+    """A copy that the transfer thread was asked for. A retrieve holds one lease on each of its entries."""
+
+    to: ReplyTo
+    is_store: bool
+    entries: list[Entry]
+    suffix_first: list[bytes]
+
+
+class Copies:
+    """The worker's side of the protocol where the server copies. Belongs to the engine thread."""
+
+    def __init__(
+        self, cache: L1Cache, sessions: Sessions, workers: Workers, prompts: Prompts, retrieve_max_age: float
+    ) -> None:
+        self._cache = cache
+        self._sessions = sessions
+        self._workers = workers
+        self._prompts = prompts
+        self._retrieve_max_age = retrieve_max_age
+        self._jobs: dict[int, _Job] = {}
+        self._last_job = 0
+
+    @property
+    def running(self) -> int:
+        return len(self._jobs)
+
+    def store(self, event: RequestArrived, message: Store) -> list[Effect]:
+        """Copies what is absent; skips what is present, null, or finds no room. Raises RefusedError."""
+        worker = self._worker(message.instance_id)
+        if worker.state == "unsupported":
+            return [Reply(event.to, TransferReply.DONE)]
+        layout = _ready_layout(worker)
+        chunks = self._prompts.chunks(message.key, worker)
+        _check_blocks(message.block_ids, layout, chunks.count)
+        skip = _null_chunks(message.block_ids, layout, chunks.count)
+        reserved = reserve_missing(self._cache, chunks, layout.object_bytes, skip)
+        if not reserved:
+            return [Reply(event.to, TransferReply.DONE)]
+        entries = [entry for _, entry in reserved]
+        job_id = self._begin(_Job(event.to, True, entries, chunks.suffix_first))
+        assert worker.mapping_id is not None  # _ready_layout
+        pieces = tuple(Piece(index, entry.offset) for index, entry in reserved)
+        return [Copy(job_id, worker.mapping_id, "store", message.block_ids, pieces, event_handle=message.event_handle)]
+
+    def retrieve(self, event: RequestArrived, message: Retrieve) -> list[Effect]:
+        """Copies every chunk of the range or none. Uses up this request's leases in any case; raises RefusedError."""
+        worker = self._worker(message.instance_id)
+        chunks = self._prompts.chunks(message.key, worker)
+        entries = take_readable(self._cache, self._sessions, message.key.request_id, chunks)
+        try:
+            layout = _ready_layout(worker)
+            _check_blocks(message.block_ids, layout, chunks.count)
+            if message.skip_first_n_tokens < 0:
+                raise RefusedError(f"skip_first_n_tokens is {message.skip_first_n_tokens}")
+            if event.now - event.received > self._retrieve_max_age:
+                raise RefusedError("the retrieve has waited too long: its blocks may have a new owner")
+        except RefusedError:
+            self._release(entries, chunks.suffix_first)
+            raise
+        job_id = self._begin(_Job(event.to, False, entries, chunks.suffix_first))
+        assert worker.mapping_id is not None  # _ready_layout
+        return [
+            Copy(
+                job_id,
+                worker.mapping_id,
+                "retrieve",
+                message.block_ids,
+                tuple(Piece(index, entry.offset) for index, entry in enumerate(entries)),
+                skip_tokens=message.skip_first_n_tokens,
+                event_handle=message.event_handle,
+                not_after=event.received + self._retrieve_max_age,
+            )
+        ]
+
+    def ended(self, job_id: int, problem: str | None) -> list[Effect]:
+        """Publishes what was stored, or releases what was read, and answers."""
+        job = self._jobs.pop(job_id)
+        if not job.is_store:
+            self._release(job.entries, job.suffix_first)
+        elif problem is None:
+            for entry in reversed(job.entries):
+                self._cache.commit(entry)
+            self._cache.touch(job.suffix_first)
+        else:
+            for entry in job.entries:
+                self._cache.abort(entry)
+        return [Reply(job.to, TransferReply.FAILED if problem else TransferReply.DONE)]
+
+    def fail_all(self, problem: str) -> list[Effect]:
+        """The transfer thread is gone: nothing will end by itself, and nothing is being written any more."""
+        return [effect for job_id in list(self._jobs) for effect in self.ended(job_id, problem)]
+
+    def _worker(self, instance_id: int) -> Worker:
+        worker = self._workers.get(instance_id)
+        if worker is None:
+            raise RefusedError(f"worker {instance_id} is not registered")
+        if worker.mode != "lmcache_driven":
+            raise RefusedError(f"worker {instance_id} copies by itself: it is registered as {worker.mode}")
+        return worker
+
+    def _begin(self, job: _Job) -> int:
+        self._last_job += 1
+        self._jobs[self._last_job] = job
+        return self._last_job
+
+    def _release(self, entries: list[Entry], suffix_first: list[bytes]) -> None:
+        for entry in reversed(entries):
+            self._cache.release(entry)
+        self._cache.touch(suffix_first)
+
+
+def _ready_layout(worker: Worker) -> KVLayout:
+    if worker.state != "ready" or not isinstance(worker.layout, KVLayout):
+        raise RefusedError(f"worker {worker.instance_id} is {worker.state}: {worker.problem}")
+    return worker.layout
+
+
+def _check_blocks(block_ids: list[list[int]], layout: KVLayout, chunks: int) -> None:
+    """Every id must name a block: nothing outside the registered tensors may be read or written."""
+    if len(block_ids) != len(layout.groups):
+        raise RefusedError(f"{len(block_ids)} lists of block ids for {len(layout.groups)} groups")
+    for ids, group in zip(block_ids, layout.groups, strict=True):
+        if len(ids) != chunks * group.blocks_per_chunk:
+            raise RefusedError(f"{len(ids)} block ids for {chunks} chunks of {group.blocks_per_chunk} blocks")
+        if ids and not 0 <= min(ids) <= max(ids) < group.num_blocks:
+            raise RefusedError(f"block ids {min(ids)}..{max(ids)} of {group.num_blocks} blocks")
+
+
+def _null_chunks(block_ids: list[list[int]], layout: KVLayout, chunks: int) -> set[int]:
+    """Chunks of which some group has no content: stored, they would be served as a prefix that nobody computed."""
+    null = set()
+    for ids, group in zip(block_ids, layout.groups, strict=True):
+        if NULL_BLOCK in ids:
+            size = group.blocks_per_chunk
+            null |= {index for index in range(chunks) if not any(ids[index * size : (index + 1) * size])}
+    return null

@@ -1,0 +1,178 @@
+"""The engine as a state machine: events in, effects out. No I/O, no clock, no threads.
+
+Everything that decides anything is reached from `Engine.handle`, so all of it can be tested by calling that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Final
+
+from engine.copies import Copies
+from engine.events import (
+    ClearAsked,
+    ClearDone,
+    CopyEnded,
+    Effect,
+    Event,
+    MapEnded,
+    Reply,
+    RequestArrived,
+    Tick,
+    TransfersEnded,
+    UnmapEnded,
+    Warn,
+)
+from engine.hashing import ChunkHasher
+from engine.l1.cache import L1Cache
+from engine.lending import Lending
+from engine.lookups import Lookups
+from engine.prompts import Prompts, RefusedError
+from engine.registration import Registration
+from engine.sessions import Sessions
+from engine.settings import EngineSettings
+from engine.status import L1Report, StatusReport
+from engine.wire import messages as m
+from engine.wire.codec import BY_MESSAGE
+from engine.workers import Workers
+
+Handler = Callable[[RequestArrived, Any], list[Effect]]
+
+
+class Engine:
+    """All state of the server. Belongs to the engine thread."""
+
+    def __init__(self, settings: EngineSettings, cache: L1Cache, pool: m.RegisterEngineDrivenReply) -> None:
+        """`pool` names the shared memory that `cache` hands out offsets into."""
+        self._settings: Final = settings
+        self._cache = cache
+        self._sessions = Sessions()
+        self._workers = Workers()
+        self._refused_requests = 0
+        self._transfers_ended: str | None = None
+        prompts = Prompts(ChunkHasher(settings.chunk_size))
+        liveness = settings.liveness
+        self._lookups = Lookups(cache, self._sessions, self._workers, prompts)
+        self._copies = Copies(cache, self._sessions, self._workers, prompts, liveness.retrieve_max_age)
+        self._lending = Lending(cache, self._sessions, self._workers, prompts)
+        self._registration = Registration(self._workers, self._lending.withdraw, pool, settings.chunk_size, liveness)
+        self._handlers: Final = self._request_handlers()
+
+    def handle(self, event: Event) -> list[Effect]:
+        """What has to be done about an event, in order. Every request gets exactly one reply, now or later."""
+        match event:
+            case RequestArrived():
+                return self._request(event)
+            case CopyEnded():
+                return self._copies.ended(event.job_id, event.problem)
+            case MapEnded():
+                return self._registration.map_ended(event.mapping_id, event.problem)
+            case UnmapEnded():
+                return self._registration.unmap_ended(event.mapping_id)
+            case TransfersEnded():
+                self._transfers_ended = event.problem
+                return [*self._copies.fail_all(event.problem), *self._registration.transfers_ended(event.problem)]
+            case ClearAsked():
+                return [ClearDone(event.ticket, self._cache.clear())]
+            case Tick():
+                return self._tick(event.now)
+
+    def report(self, *, failed_requests: int, dropped_messages: int, dropped_replies: int) -> StatusReport:
+        """The state in numbers, with what the socket has counted; costs the same however much is cached."""
+        problems = (self._transfers_ended,) if self._transfers_ended else ()
+        return StatusReport(
+            is_healthy=not problems,
+            problems=problems,
+            chunk_size=self._settings.chunk_size,
+            hash_algorithm=self._settings.hash_algorithm,
+            eviction_policy=self._settings.eviction_policy,
+            workers=self._workers.reports(),
+            active_sessions=len(self._sessions),
+            active_prefetch_jobs=0,
+            running_transfers=self._copies.running,
+            failed_requests=self._refused_requests + failed_requests,
+            dropped_messages=dropped_messages,
+            dropped_replies=dropped_replies,
+            l1=self._l1_report(),
+            l2=(),
+        )
+
+    def _request(self, event: RequestArrived) -> list[Effect]:
+        message = event.message
+        first = self._registration.seen(event.now, event.to.client, getattr(message, "instance_id", None))
+        if isinstance(message, m.Ping):
+            return [Reply(event.to, self._registration.ping(message, first=first))]
+        try:
+            return self._handlers[type(message)](event, message)
+        except RefusedError as refusal:
+            self._refused_requests += 1
+            operation = BY_MESSAGE[type(message)]
+            return [Warn(f"{operation.name} refused: {refusal}"), Reply(event.to, operation.failure)]
+
+    def _request_handlers(self) -> dict[type[m.Message], Handler]:
+        return {
+            m.GetChunkSize: lambda event, _: [Reply(event.to, self._settings.chunk_size)],
+            m.GetExperimental: lambda event, _: [Reply(event.to, [])],
+            m.Noop: lambda event, _: [Reply(event.to, "OK")],
+            m.ReportBlockAllocation: lambda event, _: [Reply(event.to, None)],
+            m.SubscribeKVEvents: lambda event, _: [Reply(event.to, m.KVEventBatch())],
+            m.Clear: self._clear,
+            m.Lookup: self._lookup,
+            m.QueryPrefetchStatus: self._collect,
+            m.WaitPrefetchStatus: self._collect,
+            m.FreeLookupLocks: self._free,
+            m.EndSession: self._end,
+            m.RegisterKVCache: self._registration.register_kv_cache,
+            m.UnregisterKVCache: self._registration.unregister,
+            m.RegisterEngineDriven: self._registration.register_engine_driven,
+            m.UnregisterEngineDriven: self._registration.unregister,
+            m.Store: self._copies.store,
+            m.Retrieve: self._copies.retrieve,
+            m.PrepareStore: self._lending.prepare_store,
+            m.CommitStore: self._lending.commit_store,
+            m.PrepareRetrieve: self._lending.prepare_retrieve,
+            m.CommitRetrieve: self._lending.commit_retrieve,
+        }
+
+    def _lookup(self, event: RequestArrived, message: m.Lookup) -> list[Effect]:
+        self._lookups.lookup(event.now, event.to.client, message.key)
+        return [Reply(event.to, None)]
+
+    def _collect(self, event: RequestArrived, message: m.QueryPrefetchStatus | m.WaitPrefetchStatus) -> list[Effect]:
+        return [Reply(event.to, self._lookups.collect(event.to.client, message.request_id))]
+
+    def _free(self, event: RequestArrived, message: m.FreeLookupLocks) -> list[Effect]:
+        self._lookups.free(event.to.client, message.key)
+        return [Reply(event.to, None)]
+
+    def _end(self, event: RequestArrived, message: m.EndSession) -> list[Effect]:
+        self._lookups.end(event.to.client, message.request_id)
+        return [Reply(event.to, None)]
+
+    def _clear(self, event: RequestArrived, _: m.Clear) -> list[Effect]:
+        self._cache.clear()
+        return [Reply(event.to, None)]
+
+    def _tick(self, now: float) -> list[Effect]:
+        liveness = self._settings.liveness
+        self._lookups.expire(now, liveness)
+        self._lending.expire(now, liveness.reservation_ttl)
+        return self._registration.expire(now)
+
+    def _l1_report(self) -> L1Report:
+        cache, counters = self._cache, self._cache.counters
+        leased, reserved = cache.objects_in_use
+        return L1Report(
+            memory_total_bytes=cache.capacity,
+            memory_used_bytes=cache.used,
+            total_object_count=cache.ready_objects,
+            leased_object_count=leased,
+            reserved_object_count=reserved,
+            hit_chunks=self._lookups.hit_chunks,
+            missed_chunks=self._lookups.missed_chunks,
+            stored_objects=counters.stored_objects,
+            evicted_objects=counters.evicted_objects,
+            evicted_bytes=counters.evicted_bytes,
+            refused_objects=counters.refused_objects,
+            cleared_objects=counters.cleared_objects,
+        )

@@ -1,0 +1,19 @@
+"""The closed list of refusals an operator's call can meet. `service/errors.py` maps each to an HTTP status."""
+
+from __future__ import annotations
+
+
+class EngineError(Exception):
+    """Base of every refusal below; the message is fit to be shown to an operator."""
+
+
+class StartError(EngineError):
+    """The engine could not be started: port taken, shared memory too small, unknown policy. Names the remedy."""
+
+
+class EngineStoppedError(EngineError):
+    """The engine thread has ended or is ending; the command was not carried out."""
+
+
+class EngineTimeoutError(EngineError):
+    """The engine thread did not answer a command in time; the command may still be carried out."""

@@ -1,0 +1,144 @@
+"""What happens to the engine, and what it wants done. `Engine.handle` turns the first into the second."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple
+
+from engine.layouts import KVLayout
+from engine.status import Cleared
+from engine.wire.messages import Message
+
+
+class ReplyTo(NamedTuple):
+    """Where a reply goes: the peer, and the bytes of its request that are echoed."""
+
+    client: bytes
+    uid: bytes
+    op: bytes
+
+
+# Events. `now` is always the loop's monotonic clock, in seconds.
+
+
+@dataclass(frozen=True, slots=True)
+class RequestArrived:
+    now: float
+    received: float
+    """When the loop last looked for messages before it found this one: the request may have waited since then."""
+    to: ReplyTo
+    message: Message
+
+
+@dataclass(frozen=True, slots=True)
+class CopyEnded:
+    now: float
+    job_id: int
+    problem: str | None
+    """Why not all bytes were moved; None if they were."""
+
+
+@dataclass(frozen=True, slots=True)
+class MapEnded:
+    now: float
+    mapping_id: int
+    problem: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class UnmapEnded:
+    now: float
+    mapping_id: int
+
+
+@dataclass(frozen=True, slots=True)
+class TransfersEnded:
+    """The transfer thread has died; nothing that was given to it will end by itself."""
+
+    now: float
+    problem: str
+
+
+@dataclass(frozen=True, slots=True)
+class ClearAsked:
+    """An operator's clear."""
+
+    now: float
+    ticket: int
+
+
+@dataclass(frozen=True, slots=True)
+class Tick:
+    """Time has passed. Comes about once a second."""
+
+    now: float
+
+
+Event = RequestArrived | CopyEnded | MapEnded | UnmapEnded | TransfersEnded | ClearAsked | Tick
+
+
+# Effects
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    to: ReplyTo
+    value: Any
+    """What `wire.codec.encode_value` takes; None is a reply without a value."""
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """One chunk of a copy: its position in the range, and where its object lies in the arena, in bytes."""
+
+    chunk: int
+    offset: int
+
+
+@dataclass(frozen=True, slots=True)
+class Copy:
+    """Move whole blocks between a mapped KV cache and the arena."""
+
+    job_id: int
+    mapping_id: int
+    direction: Literal["store", "retrieve"]
+    """`store`: device to arena. `retrieve`: arena to device."""
+    block_ids: list[list[int]]
+    """Per group, the ids of the whole range."""
+    pieces: tuple[Piece, ...]
+    skip_tokens: int = 0
+    """Leading tokens of the range whose blocks must not be written."""
+    event_handle: bytes = b""
+    not_after: float | None = None
+    """Monotonic time after which no further block may be written."""
+
+
+@dataclass(frozen=True, slots=True)
+class Map:
+    """Open a worker's KV cache."""
+
+    mapping_id: int
+    layout: KVLayout = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Unmap:
+    """Let go of a worker's KV cache, after the copies that were asked for before."""
+
+    mapping_id: int
+
+
+@dataclass(frozen=True, slots=True)
+class ClearDone:
+    ticket: int
+    cleared: Cleared
+
+
+@dataclass(frozen=True, slots=True)
+class Warn:
+    """Something an operator should read in the log."""
+
+    text: str
+
+
+Effect = Reply | Copy | Map | Unmap | ClearDone | Warn

@@ -1,0 +1,1 @@
+"""Eviction policies, one module each, found by the name of its file."""

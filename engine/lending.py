@@ -1,0 +1,126 @@
+"""The engine-driven mode: the worker copies by itself, into and out of slots of the shared pool lent to it. Pure."""
+
+from __future__ import annotations
+
+from engine.events import Effect, Reply, RequestArrived, Warn
+from engine.l1.cache import Entry, L1Cache
+from engine.layouts import SlotLayout
+from engine.prompts import Chunks, Prompts, RefusedError
+from engine.sessions import Sessions
+from engine.slots import reserve_missing, take_readable
+from engine.wire.messages import (
+    CommitRetrieve,
+    CommitStore,
+    Key,
+    PrepareRetrieve,
+    PrepareRetrieveReply,
+    PrepareStore,
+    PrepareStoreReply,
+    RetrieveSlots,
+    Slot,
+    StoreSlots,
+)
+from engine.workers import Reservation, Worker, Workers
+
+
+class Lending:
+    """The worker's side of the protocol where the worker copies. Belongs to the engine thread.
+
+    What is lent is owned by the worker, and comes back when it commits, leaves or is gone; never by time alone, since
+    a slot must not get a new owner while somebody may still write to it or read from it.
+    """
+
+    def __init__(self, cache: L1Cache, sessions: Sessions, workers: Workers, prompts: Prompts) -> None:
+        self._cache = cache
+        self._sessions = sessions
+        self._workers = workers
+        self._prompts = prompts
+
+    def prepare_store(self, event: RequestArrived, message: PrepareStore) -> list[Effect]:
+        """Lends a slot for each absent chunk; what finds no room is left out, the tail first. Raises RefusedError."""
+        worker, layout, chunks = self._resolve(message.instance_id, message.key)
+        if chunks.range in worker.reservations:
+            raise RefusedError("the same range is being stored already by this worker")
+        reserved = reserve_missing(self._cache, chunks, layout.object_bytes)
+        if reserved:
+            entries = [entry for _, entry in reserved]
+            worker.reservations[chunks.range] = Reservation(entries, chunks.suffix_first, event.now)
+        slots = [_slot(entry, layout) for _, entry in reserved]
+        return [Reply(event.to, PrepareStoreReply(StoreSlots(slots, [index for index, _ in reserved])))]
+
+    def commit_store(self, event: RequestArrived, message: CommitStore) -> list[Effect]:
+        """Publishes what was lent for writing. Raises RefusedError."""
+        worker, _, chunks = self._resolve(message.instance_id, message.key)
+        reservation = worker.reservations.pop(chunks.range, None)
+        if message.data:
+            self._abort(reservation)
+            warning = (
+                f"worker {worker.instance_id} sent the bytes of a store instead of writing them to the shared pool: "
+                "it cannot open the pool; share /dev/shm between it and kvkeep, and run both as the same user"
+            )
+            return [Warn(warning), Reply(event.to, False)]
+        if reservation is None:
+            return [Reply(event.to, False)]
+        for entry in reversed(reservation.entries):
+            self._cache.commit(entry)
+        self._cache.touch(reservation.suffix_first)
+        return [Reply(event.to, True)]
+
+    def prepare_retrieve(self, event: RequestArrived, message: PrepareRetrieve) -> list[Effect]:
+        """Lends every chunk of the range for reading, or none. Uses up this request's leases; raises RefusedError."""
+        worker, layout, chunks = self._resolve(message.instance_id, message.key)
+        if not chunks.count:
+            raise RefusedError("the range to retrieve is empty")
+        entries = take_readable(self._cache, self._sessions, message.key.request_id, chunks)
+        worker.pins.setdefault(chunks.range, []).append(entries)
+        slots = RetrieveSlots([_slot(entry, layout) for entry in entries])
+        return [Reply(event.to, PrepareRetrieveReply(True, context=slots))]
+
+    def commit_retrieve(self, event: RequestArrived, message: CommitRetrieve) -> list[Effect]:
+        """Takes back what was lent for reading, if anything was. Raises RefusedError."""
+        worker, _, chunks = self._resolve(message.instance_id, message.key)
+        pins = worker.pins.get(chunks.range)
+        if pins:
+            self._release(pins.pop(0))
+            self._cache.touch(chunks.suffix_first)
+            if not pins:
+                del worker.pins[chunks.range]
+        return [Reply(event.to, True)]
+
+    def withdraw(self, worker: Worker) -> None:
+        """The worker has left or is gone: nothing it had not committed becomes visible."""
+        for reservation in worker.reservations.values():
+            self._abort(reservation)
+        for pins in worker.pins.values():
+            for entries in pins:
+                self._release(entries)
+        worker.reservations.clear()
+        worker.pins.clear()
+
+    def expire(self, now: float, reservation_ttl: float) -> None:
+        """Lets others store the chunks that a worker was lent long ago; its slots stay its own until it is done."""
+        for worker in self._workers:
+            for reservation in worker.reservations.values():
+                if now - reservation.since > reservation_ttl:
+                    for entry in reservation.entries:
+                        self._cache.doom(entry)
+
+    def _resolve(self, instance_id: int, key: Key) -> tuple[Worker, SlotLayout, Chunks]:
+        worker = self._workers.get(instance_id)
+        if worker is None:
+            raise RefusedError(f"worker {instance_id} is not registered")
+        if not isinstance(worker.layout, SlotLayout):
+            raise RefusedError(f"worker {instance_id} is {worker.state} and registered as {worker.mode}")
+        return worker, worker.layout, self._prompts.chunks(key, worker)
+
+    def _abort(self, reservation: Reservation | None) -> None:
+        for entry in reservation.entries if reservation else ():
+            self._cache.abort(entry)
+
+    def _release(self, entries: list[Entry]) -> None:
+        for entry in reversed(entries):
+            self._cache.release(entry)
+
+
+def _slot(entry: Entry, layout: SlotLayout) -> Slot:
+    return Slot(entry.offset, layout.object_bytes, layout.shape, layout.dtype)

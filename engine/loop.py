@@ -1,0 +1,190 @@
+"""The engine thread: waits for requests and finished work, lets the engine decide, and does what it wants done."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future
+from itertools import count
+from typing import Final
+
+import zmq
+
+from engine.core import Engine
+from engine.errors import EngineStoppedError
+from engine.events import (
+    ClearAsked,
+    ClearDone,
+    Copy,
+    Effect,
+    Event,
+    Map,
+    Reply,
+    RequestArrived,
+    Tick,
+    TransfersEnded,
+    Unmap,
+    Warn,
+)
+from engine.status import Cleared, StatusReport
+from engine.transfer.worker import TransferWorker
+from engine.wire.codec import BY_MESSAGE
+from engine.wire.router import Incoming, Router
+
+logger = logging.getLogger(__name__)
+
+_BATCH: Final = 64
+"""Messages handled before finished work is looked at again."""
+_TICK_SECONDS: Final = 1.0
+_LINGER_SECONDS: Final = 1.0
+
+
+class Mailbox:
+    """Events from other threads, and a file descriptor that is readable while there are any."""
+
+    def __init__(self) -> None:
+        self._events: deque[Event] = deque()
+        self.fd: Final = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+
+    def post(self, event: Event) -> None:
+        """May be called from any thread."""
+        self._events.append(event)
+        self.wake()
+
+    def wake(self) -> None:
+        """Makes the engine thread look; may be called from any thread."""
+        os.eventfd_write(self.fd, 1)
+
+    def take(self) -> list[Event]:
+        """All events so far. Engine thread only."""
+        try:
+            os.eventfd_read(self.fd)
+        except BlockingIOError:
+            return []
+        return [self._events.popleft() for _ in range(len(self._events))]
+
+    def close(self) -> None:
+        os.close(self.fd)
+
+
+class EngineLoop:
+    """Runs the engine. `run` is the engine thread; the other methods may be called from any thread."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        router: Router,
+        mailbox: Mailbox,
+        transfers: TransferWorker,
+        clock: Callable[[], float],
+    ) -> None:
+        self._engine = engine
+        self._router = router
+        self._mailbox = mailbox
+        self._transfers = transfers
+        self._clock = clock
+        self._stop = threading.Event()
+        self._tickets = count()
+        self._waiting: dict[int, Future[Cleared]] = {}
+        self._looked = clock()
+        self._next_tick = self._looked + _TICK_SECONDS
+        self.published: tuple[float, StatusReport] = (self._looked, self._report())
+        """When the newest report was made, and the report. Replaced as a whole by the engine thread."""
+
+    def clear(self) -> Future[Cleared]:
+        """Asks for a clear."""
+        ticket, future = next(self._tickets), Future[Cleared]()
+        self._waiting[ticket] = future
+        self._mailbox.post(ClearAsked(self._clock(), ticket))
+        if self._stop.is_set():
+            future.cancel()
+        return future
+
+    def stop(self) -> None:
+        """Asks the thread to end."""
+        self._stop.set()
+        self._mailbox.wake()
+
+    def run(self) -> None:
+        """Serves until `stop`; then ends the transfers, answers everybody who waits, and closes the socket."""
+        poller = zmq.Poller()
+        poller.register(self._router.socket, zmq.POLLIN)
+        poller.register(self._mailbox.fd, zmq.POLLIN)
+        try:
+            while not self._stop.is_set():
+                self._wait(poller)
+                self._step()
+            self._finish()
+        finally:
+            self._stop.set()
+            self._transfers.stop()
+            for future in self._waiting.values():
+                if not future.done():
+                    future.set_exception(EngineStoppedError("the engine has ended"))
+            self._router.close(_LINGER_SECONDS)
+
+    def _wait(self, poller: zmq.Poller) -> None:
+        """Returns when there is something to do.
+
+        What was waiting already may have come at any time since we looked last; what we had to wait for came just now.
+        """
+        if not poller.poll(0):
+            poller.poll(max(0, int((self._next_tick - self._clock()) * 1000)))
+            self._looked = self._clock()
+
+    def _step(self) -> None:
+        looked, self._looked = self._looked, self._clock()
+        for event in self._mailbox.take():
+            self._perform(self._engine.handle(event))
+        for incoming in self._router.receive(_BATCH):
+            self._serve(incoming, looked)
+        now = self._clock()
+        if now >= self._next_tick:
+            self._next_tick = now + _TICK_SECONDS
+            self._perform(self._engine.handle(Tick(now)))
+        self.published = (now, self._report())
+
+    def _serve(self, incoming: Incoming, looked: float) -> None:
+        """A defect that one request meets must not take the other clients down with it."""
+        try:
+            effects = self._engine.handle(RequestArrived(self._clock(), looked, incoming.to, incoming.message))
+        except Exception:
+            logger.exception("a defect: %s could not be handled", type(incoming.message).__name__)
+            self._router.fail(incoming.to, BY_MESSAGE[type(incoming.message)], "internal error")
+        else:
+            self._perform(effects)
+
+    def _perform(self, effects: list[Effect]) -> None:
+        for effect in effects:
+            match effect:
+                case Reply():
+                    self._router.reply(effect.to, effect.value)
+                case Copy() | Map() | Unmap():
+                    self._transfers.submit(effect)
+                case ClearDone():
+                    self._answer(effect)
+                case Warn():
+                    self._router.warn(effect.text)
+
+    def _answer(self, done: ClearDone) -> None:
+        future = self._waiting.pop(done.ticket)
+        if future.set_running_or_notify_cancel():
+            future.set_result(done.cleared)
+
+    def _finish(self) -> None:
+        """A client has no time limit for some replies: nobody is left without one."""
+        self._transfers.stop()
+        for event in self._mailbox.take():
+            self._perform(self._engine.handle(event))
+        self._perform(self._engine.handle(TransfersEnded(self._clock(), "the server is stopping")))
+
+    def _report(self) -> StatusReport:
+        router = self._router
+        return self._engine.report(
+            failed_requests=router.failed_requests,
+            dropped_messages=router.dropped_messages,
+            dropped_replies=router.dropped_replies,
+        )

@@ -1,0 +1,244 @@
+"""Workers coming and going, and their pings. Pure."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable
+
+import msgspec
+
+from engine.events import Effect, Map, Reply, ReplyTo, RequestArrived, Unmap, Warn
+from engine.layouts import (
+    MAX_WORLD_SIZE,
+    EngineDrivenPayload,
+    KVLayout,
+    LayoutError,
+    SlotLayout,
+    read_kv_layout,
+    slot_layout,
+)
+from engine.prompts import RefusedError
+from engine.settings import Liveness
+from engine.status import TransferMode
+from engine.wire.messages import (
+    Ping,
+    RegisterEngineDriven,
+    RegisterEngineDrivenReply,
+    RegisterKVCache,
+    UnregisterEngineDriven,
+    UnregisterKVCache,
+)
+from engine.workers import Worker, Workers
+
+_REMEMBERED = 10_000
+"""Connections and unknown workers that are remembered, each; the oldest are forgotten first."""
+
+_payload_decoder = msgspec.msgpack.Decoder(EngineDrivenPayload)
+
+
+class Registration:
+    """Who is there. Belongs to the engine thread.
+
+    `withdraw` takes back what a worker holds; it is called whenever one leaves, is replaced, or is gone.
+    """
+
+    def __init__(
+        self,
+        workers: Workers,
+        withdraw: Callable[[Worker], None],
+        pool: RegisterEngineDrivenReply,
+        chunk_size: int,
+        liveness: Liveness,
+    ) -> None:
+        self._workers = workers
+        self._withdraw = withdraw
+        self._pool = pool
+        self._chunk_size = chunk_size
+        self._liveness = liveness
+        self._last_mapping = 0
+        self._mapping_replies: dict[int, list[ReplyTo]] = {}
+        self._unmapping_replies: dict[int, ReplyTo] = {}
+        self._connections = _Memory()
+        self._told_unknown = _Memory()
+        self._transfers_ended: str | None = None
+
+    def seen(self, now: float, client: bytes, instance_id: object) -> bool:
+        """Notes a sign of life; returns True if it is the first message of its connection."""
+        worker = self._workers.get(instance_id) if isinstance(instance_id, int) else None
+        if worker is not None:
+            worker.last_seen = now
+        return self._connections.add(client)
+
+    def ping(self, message: Ping, *, first: bool) -> bool:
+        """Whether the client may go on as if nothing had happened.
+
+        False once tells it to drop what it waits for and to register again. That is due when its worker is unknown,
+        since the server was restarted or took it for dead; and when its connection begins with a ping instead of the
+        questions every client starts with, since the replies to its old connection are lost.
+        """
+        instance_id = message.instance_id
+        reconnected = first and self._liveness.flag_reconnects
+        if instance_id is None:
+            return not reconnected
+        worker = self._workers.get(instance_id)
+        if worker is None:
+            return not self._told_unknown.add(instance_id)
+        worker.pinged = True
+        return not reconnected
+
+    def register_kv_cache(self, event: RequestArrived, message: RegisterKVCache) -> list[Effect]:
+        """A worker whose blocks the server copies. Always answered as a success: the protocol knows no other answer."""
+        frames = (message.kv_caches, message.layout_hints, message.engine_group_infos)
+        old = self._workers.get(message.instance_id)
+        same = old is not None and old.frames == frames and old.pair == (message.model_name, message.world_size)
+        if same and old is not None and old.state in ("ready", "unsupported"):
+            return [Reply(event.to, None)]
+        if same and old is not None and old.state == "mapping" and old.mapping_id is not None:
+            self._mapping_replies[old.mapping_id].append(event.to)
+            return []
+        worker = self._understood(event.now, message, frames)
+        effects = self._replace(old, worker)
+        if worker.state == "mapping" and isinstance(worker.layout, KVLayout):
+            return [*self._map(worker, worker.layout, event.to), *effects]
+        return [*effects, Reply(event.to, None)]
+
+    def register_engine_driven(self, event: RequestArrived, message: RegisterEngineDriven) -> list[Effect]:
+        """A worker that copies by itself. Raises RefusedError, upon which it cannot use the cache."""
+        try:
+            payload = _payload_decoder.decode(message.payload)
+            layout = slot_layout(payload, self._chunk_size)
+        except (msgspec.MsgspecError, LayoutError) as error:
+            raise RefusedError(f"the registration cannot be served: {error}") from None
+        _check_world_size(payload.world_size)
+        old = self._workers.get(payload.instance_id)
+        frames = (message.payload,)
+        if old is not None and old.frames == frames:
+            old.last_seen = event.now
+            return [Reply(event.to, self._pool)]
+        worker = _worker(event.now, payload.instance_id, payload.model_name, payload.world_size, layout, frames)
+        return [*self._replace(old, worker), Reply(event.to, self._pool)]
+
+    def unregister(self, event: RequestArrived, message: UnregisterKVCache | UnregisterEngineDriven) -> list[Effect]:
+        """A worker leaves; answered when no copy touches its memory any more."""
+        worker = self._workers.get(message.instance_id)
+        if worker is None:
+            return [Reply(event.to, None)]
+        effects = self._remove(worker)
+        if worker.mapping_id is None or self._transfers_ended:
+            return [*effects, Reply(event.to, None)]
+        self._unmapping_replies[worker.mapping_id] = event.to
+        return effects
+
+    def map_ended(self, mapping_id: int, problem: str | None) -> list[Effect]:
+        """A KV cache has been opened, or could not be."""
+        effects: list[Effect] = [Reply(to, None) for to in self._mapping_replies.pop(mapping_id, ())]
+        worker = self._workers.mapped(mapping_id)
+        if worker is None:
+            return effects
+        worker.state, worker.problem = ("broken", problem) if problem else ("ready", None)
+        self._workers.changed()
+        return [_warning(worker), *effects] if problem else effects
+
+    def unmap_ended(self, mapping_id: int) -> list[Effect]:
+        to = self._unmapping_replies.pop(mapping_id, None)
+        return [] if to is None else [Reply(to, None)]
+
+    def transfers_ended(self, problem: str) -> list[Effect]:
+        """The transfer thread is gone: every worker whose blocks it copied is broken, now and from now on."""
+        self._transfers_ended = problem
+        effects: list[Effect] = []
+        for mapping_id in list(self._mapping_replies):
+            effects += self.map_ended(mapping_id, problem)
+        for mapping_id in list(self._unmapping_replies):
+            effects += self.unmap_ended(mapping_id)
+        for worker in self._workers:
+            if worker.mapping_id is not None:
+                worker.state, worker.problem = "broken", problem
+        self._workers.changed()
+        return effects
+
+    def expire(self, now: float) -> list[Effect]:
+        """Takes workers for gone that were silent for too long."""
+        effects: list[Effect] = []
+        for worker in list(self._workers):
+            patience = self._liveness.worker_timeout if worker.pinged else self._liveness.registration_grace
+            if now - worker.last_seen > patience:
+                effects.append(Warn(f"worker {worker.instance_id} of {worker.model_name!r} is gone: silent too long"))
+                effects += self._remove(worker)
+        return effects
+
+    def _understood(self, now: float, message: RegisterKVCache, frames: tuple[bytes, ...]) -> Worker:
+        layout, problem = None, self._transfers_ended
+        try:
+            layout = read_kv_layout(
+                message.kv_caches, message.layout_hints, message.engine_group_infos, self._chunk_size
+            )
+            _check_world_size(message.world_size)
+        except (LayoutError, RefusedError) as error:
+            problem = str(error)
+        worker = _worker(now, message.instance_id, message.model_name, message.world_size, layout, frames)
+        if problem is not None or layout is None:
+            worker.state, worker.problem = "broken", problem
+        elif layout.unsupported:
+            worker.state, worker.problem = "unsupported", layout.unsupported
+        else:
+            worker.state = "mapping"
+        return worker
+
+    def _map(self, worker: Worker, layout: KVLayout, to: ReplyTo) -> list[Effect]:
+        self._last_mapping += 1
+        worker.mapping_id = self._last_mapping
+        self._mapping_replies[self._last_mapping] = [to]
+        return [Map(self._last_mapping, layout)]
+
+    def _replace(self, old: Worker | None, new: Worker) -> list[Effect]:
+        effects = self._remove(old) if old is not None else []
+        self._told_unknown.discard(new.instance_id)
+        self._workers.add(new)
+        return [_warning(new), *effects] if new.problem else effects
+
+    def _remove(self, worker: Worker) -> list[Effect]:
+        """Ends all that belongs to a worker. Its memory is let go behind the copies that still use it."""
+        self._withdraw(worker)
+        self._workers.remove(worker.instance_id)
+        return [] if worker.mapping_id is None else [Unmap(worker.mapping_id)]
+
+
+class _Memory:
+    """A set that forgets its oldest members when it is full."""
+
+    def __init__(self) -> None:
+        self._members: OrderedDict[object, None] = OrderedDict()
+
+    def add(self, member: object) -> bool:
+        """Returns True if it was not remembered."""
+        new = member not in self._members
+        self._members[member] = None
+        self._members.move_to_end(member)
+        if len(self._members) > _REMEMBERED:
+            self._members.popitem(last=False)
+        return new
+
+    def discard(self, member: object) -> None:
+        self._members.pop(member, None)
+
+
+def _worker(
+    now: float,
+    instance_id: int,
+    model_name: str,
+    world_size: int,
+    layout: KVLayout | SlotLayout | None,
+    frames: tuple[bytes, ...],
+) -> Worker:
+    mode: TransferMode = "engine_driven" if isinstance(layout, SlotLayout) else "lmcache_driven"
+    return Worker(instance_id, model_name, world_size, mode, layout, "ready", now, frames=frames)
+
+
+def _check_world_size(world_size: int) -> None:
+    if not 1 <= world_size <= MAX_WORLD_SIZE:
+        raise RefusedError(f"world_size is {world_size}; 1 to {MAX_WORLD_SIZE} is possible")
+
+
+def _warning(worker: Worker) -> Warn:
+    return Warn(f"worker {worker.instance_id} of {worker.model_name!r} is {worker.state}: {worker.problem}")

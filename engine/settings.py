@@ -1,0 +1,51 @@
+"""What the engine needs to know before it starts. Plain values; reading YAML and flags is the service's work."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+MIB = 1 << 20
+GIB = 1 << 30
+
+
+@dataclass(frozen=True, slots=True)
+class Liveness:
+    """How long the engine waits for clients, in seconds of the monotonic clock."""
+
+    worker_timeout: float = 120.0
+    """Silence after which a worker that has pinged before is gone; at least three heartbeats of 10 s."""
+    registration_grace: float = 3600.0
+    """The same for a worker that never pinged: clients ping only after their first transfer."""
+    session_ttl: float = 600.0
+    """Silence after which a request that was never ended is forgotten."""
+    lease_ttl: float = 300.0
+    """Age at which the unused leases of a lookup end."""
+    reservation_ttl: float = 600.0
+    """Age at which a slot lent for writing can no longer be committed."""
+    retrieve_max_age: float = 10.0
+    """Age at which a retrieve is refused rather than written: its blocks may have a new owner."""
+    flag_reconnects: bool = True
+    """Answer False once to a connection whose first message is a ping, so that it drops replies it will never get."""
+
+
+@dataclass(frozen=True, slots=True)
+class L2Settings:
+    """One L2 adapter: its type and the settings of its own."""
+
+    type: str
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class EngineSettings:
+    """Everything the engine is configured with; sizes in bytes, times in seconds."""
+
+    host: str = "127.0.0.1"
+    port: int = 5555
+    chunk_size: int = 256
+    hash_algorithm: str = "blake3"
+    liveness: Liveness = field(default_factory=Liveness)
+    l1_size: int = GIB
+    eviction_policy: str = "lru"
+    l2: tuple[L2Settings, ...] = ()

@@ -1,0 +1,55 @@
+"""Slots for a range of chunks: to be written, and to be read. Pure; shared by both transfer modes."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from engine.l1.cache import Entry, L1Cache, NoSpaceError
+from engine.prompts import Chunks, RefusedError
+from engine.sessions import Sessions
+
+
+def reserve_missing(
+    cache: L1Cache, chunks: Chunks, object_bytes: int, skip: Collection[int] = ()
+) -> list[tuple[int, Entry]]:
+    """Reserves a slot for each chunk of the range that is neither there nor being written: (index in the range, slot).
+
+    When L1 is full the tail of the range goes without: a chunk whose prefix is missing would be worth nothing. For the
+    same reason the prompt's own chunks are kept from being evicted to make room for later ones.
+    """
+    prefix = [entry for key in chunks.suffix_first if (entry := cache.find(key)) is not None]
+    for entry in prefix:
+        cache.lease(entry)
+    wanted = [(index, key) for index, key in enumerate(chunks.wanted) if index not in skip and not cache.holds(key)]
+    reserved: list[tuple[int, Entry]] = []
+    try:
+        for index, key in wanted:
+            reserved.append((index, cache.reserve(key, object_bytes)))
+    except NoSpaceError:
+        cache.counters.refused_objects += len(wanted) - len(reserved)
+    for entry in prefix:
+        cache.release(entry)
+    return reserved
+
+
+def take_readable(cache: L1Cache, sessions: Sessions, request_id: str, chunks: Chunks) -> list[Entry]:
+    """One lease on each object of the range, in order: the request's own from its lookup, or a new one.
+
+    Raises RefusedError if an object is missing; the request's leases on the range have been used up all the same.
+    """
+    taken, missing = [], 0
+    for key in chunks.wanted:
+        entry = sessions.take(request_id, key)
+        if entry is None:
+            entry = cache.find(key)
+            if entry is not None:
+                cache.lease(entry)
+        if entry is None:
+            missing += 1
+        else:
+            taken.append(entry)
+    if missing:
+        for entry in reversed(taken):
+            cache.release(entry)
+        raise RefusedError(f"{missing} of {chunks.count} chunks to retrieve are not there")
+    return taken

@@ -1,0 +1,109 @@
+"""What the engine tells operators: frozen reports, built from counters on the engine thread, read by any thread."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+TransferMode = Literal["lmcache_driven", "engine_driven"]
+WorkerState = Literal["mapping", "ready", "unsupported", "broken"]
+
+
+@dataclass(frozen=True, slots=True)
+class LayoutReport:
+    """How one worker's KV cache is laid out. None stands for what its transfer mode does not tell."""
+
+    num_layers: int | None
+    block_size: int | None
+    """Tokens per block."""
+    hidden_dim_sizes: tuple[int, ...] | None
+    """Elements per token and layer, one entry for each distinct value."""
+    dtype: str | None
+    is_mla: bool | None
+    num_blocks: int | None
+    gpu_kv_format: str | None
+    """Name of the arrangement, such as NL_X_NB_NH_BS_TWO_HS."""
+    gpu_kv_shape: str | None
+    """The arrangement in symbols, such as `num_layers x [num_blocks, num_heads, block_size, 2 * head_size]`."""
+    gpu_kv_concrete_shape: str | None
+    """The same with numbers."""
+    attention_backend: str | None
+    cache_size_per_token: int | None
+    """Bytes per token over all layers."""
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerReport:
+    """One registered worker of an inference engine."""
+
+    instance_id: int
+    model_name: str
+    world_size: int
+    transfer_mode: TransferMode
+    device: str | None
+    """Where its KV cache lives: `cpu`, `cuda`; None where the transfer mode does not tell."""
+    state: WorkerState
+    problem: str | None
+    """Why it is broken or unsupported; None otherwise."""
+    layout: LayoutReport
+
+
+@dataclass(frozen=True, slots=True)
+class L1Report:
+    """L1 in numbers; counts are totals since the start."""
+
+    memory_total_bytes: int
+    memory_used_bytes: int
+    total_object_count: int
+    leased_object_count: int
+    reserved_object_count: int
+    hit_chunks: int
+    """Chunks found by lookups."""
+    missed_chunks: int
+    """Chunks that lookups asked for and did not find."""
+    stored_objects: int
+    evicted_objects: int
+    evicted_bytes: int
+    refused_objects: int
+    """Objects not stored because no room could be made."""
+    cleared_objects: int
+
+
+@dataclass(frozen=True, slots=True)
+class L2Report:
+    """One L2 adapter."""
+
+    type: str
+    is_healthy: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Cleared:
+    """What a clear made invisible."""
+
+    objects: int
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class StatusReport:
+    """The engine's state after one batch of events."""
+
+    is_healthy: bool
+    problems: tuple[str, ...]
+    """Why it is not healthy, one sentence each."""
+    chunk_size: int
+    hash_algorithm: str
+    eviction_policy: str
+    workers: tuple[WorkerReport, ...]
+    active_sessions: int
+    active_prefetch_jobs: int
+    running_transfers: int
+    failed_requests: int
+    """Requests answered with their failure value because they could not be decoded or did not fit."""
+    dropped_messages: int
+    """Messages that could not be answered at all: no request id, an unknown operation."""
+    dropped_replies: int
+    """Replies whose client had vanished or did not read."""
+    l1: L1Report
+    l2: tuple[L2Report, ...]

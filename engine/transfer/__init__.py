@@ -1,0 +1,1 @@
+"""Moving KV bytes between the arena and the engines' KV caches."""

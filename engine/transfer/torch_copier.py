@@ -1,0 +1,166 @@
+"""Moves blocks between mapped KV caches and the arena, with torch. The same code for CPU and CUDA tensors.
+
+A block is opaque here, so tensors are viewed as rows of the widest items that fit, up to 16 bytes: torch copies them
+half as fast again as rows of two bytes. Complex numbers are only loaded and stored, so every bit pattern survives.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Final
+
+import torch
+
+from engine.events import Copy, Piece
+from engine.layouts import Group, KVLayout
+from engine.transfer.ipc import OpenError, open_storage, release_unused, wait_for
+from engine.transfer.plan import Stack, stacks, writable
+
+_ITEM_DTYPE: Final = {
+    16: torch.complex128,
+    8: torch.int64,
+    4: torch.int32,
+    2: torch.int16,
+    1: torch.uint8,
+}
+
+
+class CopyError(Exception):
+    """A copy that did not move all its bytes; says why."""
+
+
+class TorchCopier:
+    """The mapped KV caches, and copies between them and the arena. Belongs to the transfer thread."""
+
+    def __init__(self, arena: torch.Tensor, clock: Callable[[], float]) -> None:
+        """`arena`: uint8, on the CPU. `clock`: monotonic seconds, the same as the engine's."""
+        self._arena = arena
+        self._clock = clock
+        self._caches: dict[int, _Cache] = {}
+
+    def prepare_thread(self) -> None:
+        """Called once on the thread that copies. One thread copies fastest: more only wait for each other here."""
+        torch.set_num_threads(1)
+
+    def map(self, mapping_id: int, layout: KVLayout) -> None:
+        """Opens a KV cache for copies. Raises CopyError."""
+        try:
+            self._caches[mapping_id] = _Cache(layout)
+        except (OpenError, RuntimeError) as error:
+            raise CopyError(str(error)) from None
+
+    def unmap(self, mapping_id: int) -> None:
+        """Lets go of a KV cache; one that was never opened is no matter."""
+        cache = self._caches.pop(mapping_id, None)
+        if cache is not None:
+            device = cache.device
+            del cache
+            release_unused(device)
+
+    def copy(self, job: Copy) -> None:
+        """Moves all bytes of a job and returns when they have moved. Raises CopyError; then only a part may have."""
+        cache = self._caches.get(job.mapping_id)
+        if cache is None:
+            raise CopyError("the worker's memory is not mapped")
+        with cache.stream():
+            wait_for(job.event_handle, cache.device)
+            ids = [torch.tensor(group, dtype=torch.int64, device=cache.device) for group in job.block_ids]
+            for piece in job.pieces:
+                if job.not_after is not None and self._clock() > job.not_after:
+                    raise CopyError("the client may have given up; its blocks may have a new owner")
+                self._move(job, piece, cache, ids)
+            cache.synchronize()
+
+    def _move(self, job: Copy, piece: Piece, cache: _Cache, ids: list[torch.Tensor]) -> None:
+        for index, group in enumerate(cache.groups):
+            blocks = slice(piece.chunk * group.blocks_per_chunk, (piece.chunk + 1) * group.blocks_per_chunk)
+            chosen = None
+            if job.direction == "retrieve":
+                skip = max(0, job.skip_tokens // group.tokens_per_block - blocks.start)
+                chosen = writable(job.block_ids[index][blocks], skip)
+            for rows in group.rows:
+                host = rows.in_object(self._arena, piece.offset)
+                if job.direction == "store":
+                    rows.gather(ids[index][blocks], host)
+                else:
+                    rows.scatter(ids[index][blocks], host, chosen)
+
+
+class _Cache:
+    """One worker's KV cache, open."""
+
+    def __init__(self, layout: KVLayout) -> None:
+        used = {layer.storage for group in layout.groups for layer in group.layers}
+        storages = {index: open_storage(layout.descriptors[index]) for index in used}
+        self.groups: Final[list[_GroupRows]] = []
+        offset = 0
+        for group in layout.groups:
+            self.groups.append(_GroupRows(group, storages, offset))
+            offset += group.chunk_bytes
+        self.device: Final = next(iter(storages.values())).device
+        self._stream = _new_stream(self.device)
+
+    def stream(self) -> AbstractContextManager[object]:
+        """Where the copies of this cache are queued."""
+        return torch.cuda.stream(self._stream) if self._stream else nullcontext()
+
+    def synchronize(self) -> None:
+        if self._stream:
+            self._stream.synchronize()
+
+
+def _new_stream(device: torch.device) -> torch.cuda.Stream | None:
+    if device.type != "cuda":
+        return None
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+
+
+class _GroupRows:
+    """A group's stacks, and where its blocks are."""
+
+    def __init__(self, group: Group, storages: dict[int, torch.Tensor], offset: int) -> None:
+        """`offset`: where the group's part of an object begins, in bytes."""
+        self.blocks_per_chunk: Final = group.blocks_per_chunk
+        self.tokens_per_block: Final = group.tokens_per_block
+        self.rows: Final[list[_Rows]] = []
+        for stack in stacks(group):
+            self.rows.append(_Rows(stack, storages[stack.storage], group.blocks_per_chunk, offset))
+            offset += stack.planes * group.blocks_per_chunk * stack.block_bytes
+
+
+class _Rows:
+    """A stack as a tensor [planes, blocks, items], and its part of an object as [planes, blocks of a chunk, items]."""
+
+    def __init__(self, stack: Stack, storage: torch.Tensor, blocks_per_chunk: int, offset: int) -> None:
+        """`storage`: uint8. `offset`: where the part begins, in bytes. Raises RuntimeError if the storage is short."""
+        width = stack.item_bytes(offset)
+        self._dtype = _ITEM_DTYPE[width]
+        self._shape = (stack.planes, blocks_per_chunk, stack.block_bytes // width)
+        self._offset = offset
+        self._bytes = stack.planes * blocks_per_chunk * stack.block_bytes
+        typed = storage[: storage.numel() // width * width].view(self._dtype)
+        self._tensor = typed.as_strided(
+            (stack.planes, stack.num_blocks, stack.block_bytes // width),
+            (stack.plane_stride // width, stack.block_stride // width, 1),
+            typed.storage_offset() + stack.offset // width,
+        )
+
+    def in_object(self, arena: torch.Tensor, object_offset: int) -> torch.Tensor:
+        """The part of the object at `object_offset` of the arena, a view."""
+        start = object_offset + self._offset
+        return arena[start : start + self._bytes].view(self._dtype).view(self._shape)
+
+    def gather(self, ids: torch.Tensor, host: torch.Tensor) -> None:
+        """Device to host: [planes, len(ids), items] of these blocks."""
+        if host.device == self._tensor.device:
+            torch.index_select(self._tensor, 1, ids, out=host)
+        else:
+            host.copy_(torch.index_select(self._tensor, 1, ids), non_blocking=True)
+
+    def scatter(self, ids: torch.Tensor, host: torch.Tensor, chosen: list[int] | None) -> None:
+        """Host to device; only the blocks at the chosen positions, None for all."""
+        if chosen is not None:
+            positions = torch.tensor(chosen, dtype=torch.int64)
+            ids, host = ids[positions.to(ids.device)], host.index_select(1, positions)
+        self._tensor.index_copy_(1, ids, host.to(self._tensor.device, non_blocking=True))

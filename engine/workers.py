@@ -1,0 +1,127 @@
+"""The workers of inference engines: who is registered, for which model, with which layout, and what each holds.
+
+A worker's reservations, pins and mapping belong to it and end with it. Lookups carry no layout, so they are resolved
+here: a model's chunks count as present only if every registered layout of that model has them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from engine.l1.cache import Entry
+from engine.layouts import KVLayout, SlotLayout
+from engine.status import LayoutReport, TransferMode, WorkerReport, WorkerState
+
+UNKNOWN_LAYOUT = LayoutReport(*(None,) * 11)
+
+Pair = tuple[str, int]
+"""Model name and world size: what a lookup names."""
+
+
+@dataclass(frozen=True, slots=True)
+class Range:
+    """Which chunks a call of the engine-driven mode is about: the last hash stands for all tokens up to it."""
+
+    namespace: bytes
+    start: int
+    end: int
+    last_hash: bytes
+
+
+@dataclass(slots=True)
+class Reservation:
+    """Slots lent to a worker for writing."""
+
+    entries: list[Entry]
+    suffix_first: list[bytes]
+    """Keys of the whole prefix up to the last chunk, last chunk first, to be touched when the slots are committed."""
+    since: float
+
+
+@dataclass(slots=True, eq=False)
+class Worker:
+    """One registered worker. `layout` is None when its registration could not be understood."""
+
+    instance_id: int
+    model_name: str
+    world_size: int
+    mode: TransferMode
+    layout: KVLayout | SlotLayout | None
+    state: WorkerState
+    last_seen: float
+    problem: str | None = None
+    frames: tuple[bytes, ...] = ()
+    """The registration as it came, to tell a repeated one from a changed one."""
+    mapping_id: int | None = None
+    pinged: bool = False
+    reservations: dict[Range, Reservation] = field(default_factory=dict)
+    pins: dict[Range, list[list[Entry]]] = field(default_factory=dict)
+    """Objects lent for reading; a list for each retrieve that was prepared and not committed."""
+
+    @property
+    def pair(self) -> Pair:
+        return self.model_name, self.world_size
+
+    def report(self) -> WorkerReport:
+        return WorkerReport(
+            instance_id=self.instance_id,
+            model_name=self.model_name,
+            world_size=self.world_size,
+            transfer_mode=self.mode,
+            device=self.layout.device if isinstance(self.layout, KVLayout) else None,
+            state=self.state,
+            problem=self.problem,
+            layout=self.layout.report if self.layout else UNKNOWN_LAYOUT,
+        )
+
+
+class Workers:
+    """All registered workers by instance id. Belongs to the engine thread."""
+
+    def __init__(self) -> None:
+        self._by_id: dict[int, Worker] = {}
+        self._fingerprints: dict[Pair, tuple[bytes, ...]] = {}
+        self._reports: tuple[WorkerReport, ...] | None = None
+
+    def __iter__(self) -> Iterator[Worker]:
+        return iter(self._by_id.values())
+
+    def get(self, instance_id: int) -> Worker | None:
+        return self._by_id.get(instance_id)
+
+    def mapped(self, mapping_id: int) -> Worker | None:
+        """The worker whose newest mapping this is."""
+        return next((worker for worker in self if worker.mapping_id == mapping_id), None)
+
+    def add(self, worker: Worker) -> None:
+        self._by_id[worker.instance_id] = worker
+        self.changed()
+
+    def remove(self, instance_id: int) -> None:
+        del self._by_id[instance_id]
+        self.changed()
+
+    def changed(self) -> None:
+        """A worker has come, gone or changed its state: what was derived from all of them is derived anew."""
+        self._reports = None
+        layouts: dict[Pair, set[bytes]] = {}
+        unservable: set[Pair] = set()
+        for worker in self:
+            if worker.state != "ready" or worker.layout is None:
+                unservable.add(worker.pair)
+            else:
+                layouts.setdefault(worker.pair, set()).add(worker.layout.fingerprint)
+        self._fingerprints = {pair: tuple(sorted(found)) for pair, found in layouts.items() if pair not in unservable}
+
+    def fingerprints(self, pair: Pair) -> tuple[bytes, ...]:
+        """The layouts under which a chunk of this model has to be present to count as a hit.
+
+        Empty if no lookup may hit now: no worker is registered, or one of them could not serve its retrieve.
+        """
+        return self._fingerprints.get(pair, ())
+
+    def reports(self) -> tuple[WorkerReport, ...]:
+        if self._reports is None:
+            self._reports = tuple(worker.report() for worker in self)
+        return self._reports
