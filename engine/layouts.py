@@ -147,6 +147,8 @@ class Group:
     """Layers whose blocks are named by one list of block ids."""
 
     layers: tuple[Layer, ...]
+    layer_indices: tuple[int, ...]
+    """Which of the registered tensors these layers are, in the same order."""
     tokens_per_block: int
     blocks_per_chunk: int
     num_blocks: int
@@ -238,7 +240,7 @@ def slot_layout(payload: EngineDrivenPayload, chunk_size: int) -> SlotLayout:
 def _read(frame: bytes, kind: type[_T], name: str) -> _T:
     try:
         return msgspec.msgpack.decode(frame, type=kind)
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise LayoutError(f"{name} cannot be read: {error}") from None
 
 
@@ -382,7 +384,7 @@ def _group(info: GroupInfo, layers: tuple[Layer, ...], chunk_size: int, infos: i
         raise LayoutError(f"the chunk size {chunk_size} is no multiple of the {tokens} tokens per block of {where}")
     if len({layer.num_blocks for layer in members}) > 1:
         raise LayoutError(f"the layers of {where} differ in their number of blocks")
-    return Group(members, tokens, chunk_size // tokens, members[0].num_blocks)
+    return Group(members, indices, tokens, chunk_size // tokens, members[0].num_blocks)
 
 
 def _unsupported(infos: Sequence[GroupInfo]) -> str | None:
@@ -399,7 +401,11 @@ def _kv_fingerprint(
 ) -> bytes:
     """Covers all that decides where a byte of an object belongs; not how many blocks there are, nor where they lie."""
     parts = [
-        (group.tokens_per_block, [(x.dtype, x.planes, x.block_bytes, x.form.name, x.block_shape) for x in group.layers])
+        (
+            group.tokens_per_block,
+            group.layer_indices,
+            [(x.dtype, x.planes, x.block_bytes, x.form.name, x.block_shape) for x in group.layers],
+        )
         for group in groups
     ]
     return _digest(("lmcache_driven", chunk_size, kv_layout, len(descriptors), parts))

@@ -121,8 +121,8 @@ class EngineLoop:
         finally:
             self._stop.set()
             self._transfers.stop()
-            for future in self._waiting.values():
-                if not future.done():
+            for future in list(self._waiting.values()):
+                if future.set_running_or_notify_cancel():
                     future.set_exception(EngineStoppedError("the engine has ended"))
             self._router.close(_LINGER_SECONDS)
 

@@ -107,7 +107,7 @@ class Registration:
         try:
             payload = _payload_decoder.decode(message.payload)
             layout = slot_layout(payload, self._chunk_size)
-        except (msgspec.MsgspecError, LayoutError) as error:
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, LayoutError) as error:
             raise RefusedError(f"the registration cannot be served: {error}") from None
         _check_world_size(payload.world_size)
         old = self._workers.get(payload.instance_id)

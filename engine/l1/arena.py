@@ -52,6 +52,7 @@ class Arena:
         runtime = torch.cuda.cudart()  # type: ignore[no-untyped-call]
         result = runtime.cudaHostRegister(self.bytes.data_ptr(), self.size, 0)
         if int(result) != 0:
+            self._path.unlink()
             raise StartError(f"cannot pin {self.size} bytes of L1 for the GPU (cudaHostRegister said {result})")
         return True
 

@@ -46,7 +46,7 @@ def wait_for(event_handle: bytes, device: torch.device) -> None:
 def _open_shm(name: str, nbytes: int) -> torch.Tensor:
     """Maps a POSIX segment by hand: Python's SharedMemory would remove the client's segment at our exit."""
     plain = name.removeprefix("/")
-    if not plain or "/" in plain or plain in (".", ".."):
+    if not plain or "/" in plain or "\0" in plain or plain in (".", ".."):
         raise OpenError(f"{name!r} is no name of a shared-memory segment")
     path = f"{SHM_FOLDER}/{plain}"
     try:

@@ -14,7 +14,8 @@ from typing import Final
 from engine.layouts import Group, Layer
 
 NULL_BLOCK: Final = 0
-_ITEM_BYTES: Final = (16, 8, 4, 2, 1)
+WIDEST_ITEM: Final = 16
+_ITEM_BYTES: Final = (WIDEST_ITEM, 8, 4, 2, 1)
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ import torch
 from engine.events import Copy, Piece
 from engine.layouts import Group, KVLayout
 from engine.transfer.ipc import OpenError, open_storage, release_unused, wait_for
-from engine.transfer.plan import Stack, stacks, writable
+from engine.transfer.plan import WIDEST_ITEM, Stack, stacks, writable
 
 _ITEM_DTYPE: Final = {
     16: torch.complex128,
@@ -35,7 +35,8 @@ class TorchCopier:
 
     def __init__(self, arena: torch.Tensor, clock: Callable[[], float]) -> None:
         """`arena`: uint8, on the CPU. `clock`: monotonic seconds, the same as the engine's."""
-        self._arena = arena
+        whole = arena[: arena.numel() // WIDEST_ITEM * WIDEST_ITEM]
+        self._arena = {dtype: whole.view(dtype) for dtype in _ITEM_DTYPE.values()}
         self._clock = clock
         self._caches: dict[int, _Cache] = {}
 
@@ -75,16 +76,16 @@ class TorchCopier:
     def _move(self, job: Copy, piece: Piece, cache: _Cache, ids: list[torch.Tensor]) -> None:
         for index, group in enumerate(cache.groups):
             blocks = slice(piece.chunk * group.blocks_per_chunk, (piece.chunk + 1) * group.blocks_per_chunk)
-            chosen = None
+            chunk_ids, chosen = ids[index][blocks], None
             if job.direction == "retrieve":
                 skip = max(0, job.skip_tokens // group.tokens_per_block - blocks.start)
                 chosen = writable(job.block_ids[index][blocks], skip)
             for rows in group.rows:
                 host = rows.in_object(self._arena, piece.offset)
                 if job.direction == "store":
-                    rows.gather(ids[index][blocks], host)
+                    rows.gather(chunk_ids, host)
                 else:
-                    rows.scatter(ids[index][blocks], host, chosen)
+                    rows.scatter(chunk_ids, host, chosen)
 
 
 class _Cache:
@@ -137,19 +138,20 @@ class _Rows:
         width = stack.item_bytes(offset)
         self._dtype = _ITEM_DTYPE[width]
         self._shape = (stack.planes, blocks_per_chunk, stack.block_bytes // width)
+        self._strides = (blocks_per_chunk * self._shape[2], self._shape[2], 1)
         self._offset = offset
-        self._bytes = stack.planes * blocks_per_chunk * stack.block_bytes
         typed = storage[: storage.numel() // width * width].view(self._dtype)
         self._tensor = typed.as_strided(
             (stack.planes, stack.num_blocks, stack.block_bytes // width),
             (stack.plane_stride // width, stack.block_stride // width, 1),
             typed.storage_offset() + stack.offset // width,
         )
+        self._cpu_planes = list(self._tensor.numpy()) if self._tensor.is_cpu else None
 
-    def in_object(self, arena: torch.Tensor, object_offset: int) -> torch.Tensor:
-        """The part of the object at `object_offset` of the arena, a view."""
-        start = object_offset + self._offset
-        return arena[start : start + self._bytes].view(self._dtype).view(self._shape)
+    def in_object(self, arena: dict[torch.dtype, torch.Tensor], object_offset: int) -> torch.Tensor:
+        """The part of the object at `object_offset` bytes of the arena, as a view; `arena`: the same bytes by dtype."""
+        start = (object_offset + self._offset) // self._dtype.itemsize
+        return arena[self._dtype].as_strided(self._shape, self._strides, start)
 
     def gather(self, ids: torch.Tensor, host: torch.Tensor) -> None:
         """Device to host: [planes, len(ids), items] of these blocks."""
@@ -163,4 +165,10 @@ class _Rows:
         if chosen is not None:
             positions = torch.tensor(chosen, dtype=torch.int64)
             ids, host = ids[positions.to(ids.device)], host.index_select(1, positions)
-        self._tensor.index_copy_(1, ids, host.to(self._tensor.device, non_blocking=True))
+        if self._cpu_planes is None:
+            self._tensor.index_copy_(1, ids, host.to(self._tensor.device, non_blocking=True))
+            return
+        # PERF: numpy moves whole rows where index_copy_ moves items: 1.0 against 0.8 of a plain copy's speed.
+        places = ids.numpy()
+        for plane, blocks in zip(self._cpu_planes, host.numpy(), strict=True):
+            plane[places] = blocks

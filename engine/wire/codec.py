@@ -45,6 +45,9 @@ class Operation:
     """False where the protocol has no value that a client could take: such a request is dropped."""
 
 
+_UNREADABLE: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
+"""What the decoders raise: for malformed frames, for text that is no UTF-8, and for frames nested too deeply."""
+
 _encoder = msgspec.msgpack.Encoder()
 _untyped = msgspec.msgpack.Decoder()
 
@@ -157,7 +160,7 @@ def find_operation(frame: bytes) -> Operation | None:
     """The operation an `op` frame names, by id or by name; None if there is no such operation."""
     try:
         named = _untyped.decode(frame)
-    except msgspec.MsgspecError:
+    except _UNREADABLE:
         return None
     return _BY_WIRE.get(named) if type(named) in (int, str) else None
 
@@ -173,7 +176,7 @@ def decode(operation: Operation, payload: Sequence[bytes]) -> m.Message:
     for index, (argument, frame) in enumerate(zip(operation.arguments, payload, strict=False)):
         try:
             values.append(argument.decode(frame))
-        except (msgspec.MsgspecError, RecursionError) as error:
+        except _UNREADABLE as error:
             raise DecodeError(f"argument {index} of {operation.name}: {error}") from None
     return operation.message(*values)
 
