@@ -1,0 +1,140 @@
+"""The command line: what kvkeep can be told, and how it explains itself."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from service import __version__
+from service.settings import Override, gibibytes
+
+_OVERVIEW = """\
+A KV-cache server for LLM inference: engines such as vLLM load the attention KV of prompts seen before
+instead of computing it again."""
+
+_OVERVIEW_EXAMPLES = """\
+Without a command kvkeep serves: `kvkeep --port 0` is `kvkeep serve --port 0`.
+
+examples:
+  kvkeep                                      serve on loopback with 1 GiB of memory
+  kvkeep --config kvkeep.yaml --l1-size-gb 8  serve as the file says, with 8 GiB
+  kvkeep check-config kvkeep.yaml             is the file right, and if not, where
+  kvkeep show-config --config kvkeep.yaml     every setting, and where its value comes from
+  kvkeep serve --help                         the flags
+"""
+
+_SERVE_EXAMPLES = """\
+A flag wins over the file, the file over the default. config/default.yaml lists every setting.
+The line `kvkeep ready tcp://HOST:PORT http://HOST:PORT` on standard output says that engines are served.
+
+examples:
+  kvkeep serve
+  kvkeep serve --config kvkeep.yaml
+  kvkeep serve --host 0.0.0.0 --port 5555 --l1-size-gb 64 --eviction-policy LRU
+  kvkeep serve --port 0 --http-port 0         free ports, told by the ready line
+
+exit codes: 0 stopped by a signal, 1 could not listen or the engine failed, 2 configuration or API document refused
+"""
+
+_CHECK_EXAMPLES = """\
+Prints `FILE: ok`, or one line for each problem: file, line, setting, value, and what is wrong with it.
+
+example:
+  kvkeep check-config kvkeep.yaml
+
+exit codes: 0 the file is right, 2 it is not
+"""
+
+_SHOW_EXAMPLES = """\
+Takes the flags of serve and prints what would be in force.
+
+examples:
+  kvkeep show-config
+  kvkeep show-config --config kvkeep.yaml --port 6000
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Arguments:
+    """One parsed command line."""
+
+    command: str
+    """`serve`, `check-config` or `show-config`."""
+    file: str | None
+    """The configuration file, if one was named."""
+    overrides: tuple[Override, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Flag:
+    name: str
+    section: str
+    setting: str
+    convert: type[int] | type[str] | None
+    metavar: str
+    help: str
+
+
+_FLAGS = (
+    _Flag("--host", "server", "host", str, "ADDRESS", "address of the data plane (server.host)"),
+    _Flag("--port", "server", "port", int, "PORT", "port of the data plane, 0 for a free one (server.port)"),
+    _Flag("--chunk-size", "server", "chunk_size", int, "TOKENS", "tokens per chunk (server.chunk_size)"),
+    _Flag("--l1-size-gb", "l1", "size", None, "GIB", "memory for cached chunks in GiB, such as 0.5 or 64 (l1.size)"),
+    _Flag("--eviction-policy", "l1", "eviction_policy", str, "NAME", "who leaves when L1 is full, in any case: lru"),
+    _Flag("--http-host", "http", "host", str, "ADDRESS", "address of the HTTP API (http.host)"),
+    _Flag("--http-port", "http", "port", int, "PORT", "port of the HTTP API, 0 for a free one (http.port)"),
+)
+
+
+def parse(argv: Sequence[str]) -> Arguments:
+    """The command line's meaning. Prints and exits for --help, --version and what cannot be parsed."""
+    names = vars(_parser().parse_args(_with_command(argv)))
+    given = (
+        Override(flag.name, flag.section, flag.setting, names[flag.name])
+        for flag in _FLAGS
+        if names.get(flag.name) is not None
+    )
+    return Arguments(names["command"], names["file"], tuple(given))
+
+
+def _with_command(argv: Sequence[str]) -> list[str]:
+    """The bare form means serve."""
+    own = {"-h", "--help", "--version"}
+    bare = not argv or (argv[0].startswith("-") and argv[0] not in own)
+    return ["serve", *argv] if bare else list(argv)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _described(argparse.ArgumentParser, _OVERVIEW, _OVERVIEW_EXAMPLES, prog="kvkeep")
+    parser.add_argument("--version", action="version", version=f"kvkeep {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
+    serve = _described(commands.add_parser, "Start the server.", _SERVE_EXAMPLES, name="serve", help="start the server")
+    _add_flags(serve)
+    title = "Check a configuration file without starting anything."
+    checker = _described(commands.add_parser, title, _CHECK_EXAMPLES, name="check-config", help="check a file")
+    checker.add_argument("file", metavar="FILE", help="the YAML file to check")
+    title = "Print every setting with its effective value and where that comes from."
+    _add_flags(_described(commands.add_parser, title, _SHOW_EXAMPLES, name="show-config", help="print the settings"))
+    return parser
+
+
+def _described(
+    make: Callable[..., argparse.ArgumentParser], description: str, epilog: str, **names: str
+) -> argparse.ArgumentParser:
+    raw = argparse.RawDescriptionHelpFormatter
+    return make(description=description, epilog=epilog, formatter_class=raw, allow_abbrev=False, **names)
+
+
+def _add_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--config", dest="file", metavar="FILE", help="the YAML file with the settings")
+    for flag in _FLAGS:
+        convert = flag.convert or _gibibytes
+        parser.add_argument(flag.name, dest=flag.name, type=convert, metavar=flag.metavar, help=flag.help)
+
+
+def _gibibytes(text: str) -> int:
+    try:
+        return gibibytes(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive number of GiB, such as 0.5 or 64") from None

@@ -1,0 +1,118 @@
+"""The HTTP server: waitress on a thread of its own, from the first second to the last.
+
+Guarantees: the socket listens when the constructor returns, so a taken port is known before anything else starts;
+`stop` returns after the last answer was written or the grace period ended, from whatever thread it is called.
+"""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+from waitress import create_server, wasyncore
+
+from service.validation import BODY_LIMIT
+
+# Far above the application's limit, so that it is the application which refuses, in its own error shape.
+SERVER_BODY_LIMIT = 16 * BODY_LIMIT
+STOP_GRACE = 5.0
+_BACKLOG = 128
+
+
+class ListenError(Exception):
+    """The address cannot be listened on."""
+
+
+class HttpServer:
+    """Serves one WSGI application."""
+
+    def __init__(self, app: Any, host: str, port: int, threads: int, on_death: Callable[[BaseException], None]) -> None:
+        """Binds and listens. Raises ListenError. `on_death` is called from its thread if the server ends by itself."""
+        self._socket = _bound(host, port)
+        self.host, self.port = self._socket.getsockname()[:2]
+        self._channels: dict[int, Any] = {}
+        self._server = create_server(
+            app,
+            map=self._channels,
+            sockets=[self._socket],
+            threads=threads,
+            ident="kvkeep",
+            max_request_body_size=SERVER_BODY_LIMIT,
+            backlog=_BACKLOG,
+        )
+        self._on_death = on_death
+        self._stopping = False
+        self._thread = threading.Thread(target=self._serve, name="waitress")
+
+    @property
+    def url(self) -> str:
+        """`http://HOST:PORT` with the real port."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"http://{host}:{self.port}"
+
+    def start(self) -> None:
+        """Begins to answer."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Stops listening, lets running answers end, and ends the threads."""
+        self._stopping = True
+        self._server.pull_trigger()
+        self._thread.join()
+        # NOTE: Only here, where nobody else is left to use them: the trigger is a pipe, and writing to its number after
+        # it was closed would write into whatever was opened since.
+        wasyncore.close_all(self._channels)
+        self._socket.close()
+
+    def _serve(self) -> None:
+        # NOTE: waitress's own loop ends by an exception in its thread only; this one looks at a flag between events,
+        # and the trigger that waitress wakes itself with wakes it for the flag, too.
+        try:
+            while not self._stopping:
+                self._one_round(30.0)
+            self._drain()
+        except Exception as error:
+            self._on_death(error)
+        finally:
+            self._server.task_dispatcher.shutdown(timeout=STOP_GRACE)
+
+    def _drain(self) -> None:
+        self._server.accepting = False
+        deadline = time.monotonic() + STOP_GRACE
+        while self._busy() and time.monotonic() < deadline:
+            self._one_round(0.05)
+
+    def _one_round(self, timeout: float) -> None:
+        wasyncore.loop(timeout=timeout, use_poll=True, map=self._channels, count=1)
+
+    def _busy(self) -> bool:
+        """Whether a request is being answered, or an answer being written."""
+        return any(channel.requests or channel.total_outbufs_len for channel in self._server.active_channels.values())
+
+
+def _bound(host: str, port: int) -> socket.socket:
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        listener = socket.socket(family, kind, protocol)
+    except OSError as error:
+        raise ListenError(_reason(host, port, error)) from error
+    try:
+        # So that a restart does not wait for the connections of the last run to be forgotten.
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+        listener.listen(_BACKLOG)
+    except OSError as error:
+        listener.close()
+        raise ListenError(_reason(host, port, error)) from error
+    return listener
+
+
+def _reason(host: str, port: int, error: OSError) -> str:
+    reason = error.strerror or str(error)
+    return (
+        f"the HTTP API cannot listen on {host} port {port}: {reason}; "
+        "give another address with http.host and http.port, or --http-host and --http-port (0 picks a free port)"
+    )

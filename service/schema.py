@@ -1,0 +1,153 @@
+"""The configuration's contract: what `config/schema.json` says of values, defaults and modules."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from jsonschema import Draft202012Validator
+from jsonschema.exceptions import ValidationError
+from jsonschema.validators import extend
+
+from service.problems import Origin, Problem, SettingPath
+
+Schema = dict[str, Any]
+
+
+def _is_integer(_checker: Any, value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(checker: Any, value: object) -> bool:
+    return _is_integer(checker, value) or (isinstance(value, float) and math.isfinite(value))
+
+
+# NOTE: JSON Schema calls 256.0 an integer, and YAML can write infinity and not-a-number. Neither is meant here.
+_TYPES = Draft202012Validator.TYPE_CHECKER.redefine_many({"integer": _is_integer, "number": _is_number})
+_Validator: Any = extend(Draft202012Validator, type_checker=_TYPES)  # type: ignore[no-untyped-call]
+
+
+def load_schema(path: Path) -> Schema:
+    """The schema as it stands in the file."""
+    schema: Schema = json.loads(path.read_bytes())
+    return schema
+
+
+def defaults(schema: Schema) -> dict[str, Any]:
+    """Every setting at its default."""
+    return {
+        name: defaults(part) if "properties" in part else part["default"] for name, part in schema["properties"].items()
+    }
+
+
+def check(schema: Schema, values: Any, origins: Mapping[SettingPath, Origin]) -> list[Problem]:
+    """Everything that is wrong with the values, in the order of the file."""
+    errors = _Validator(schema).iter_errors(values)
+    return [problem for error in errors for problem in _problems(error, origins)]
+
+
+def compare_modules(schema: Schema, policies: Sequence[str], l2_types: Sequence[str]) -> list[str]:
+    """How the schema's names differ from the modules that exist, both ways."""
+    settings = schema["properties"]
+    policy = settings["l1"]["properties"]["eviction_policy"]["enum"]
+    adapter = settings["l2"]["items"]["properties"]["type"]["enum"]
+    return [
+        *_differences("l1.eviction_policy", "engine/l1/policies/{}_policy.py", policy, policies),
+        *_differences("l2[].type", "engine/l2/{}_l2.py", adapter, l2_types),
+    ]
+
+
+def _differences(setting: str, module: str, named: Sequence[str], found: Sequence[str]) -> Iterator[str]:
+    for name in sorted(set(named) - set(found)):
+        yield f"config/schema.json: {setting} allows {name!r}, but there is no {module.format(name)}"
+    for name in sorted(set(found) - set(named)):
+        yield f"{module.format(name)} exists, but config/schema.json does not allow {name!r} for {setting}"
+
+
+def _problems(error: ValidationError, origins: Mapping[SettingPath, Origin]) -> Iterator[Problem]:
+    path: SettingPath = tuple(error.absolute_path)
+    value: Any = error.instance
+    if error.validator != "additionalProperties":
+        yield Problem(_place(path, origins), _message(error), path, value, has_value=True)
+        return
+    known = list(_schema_of(error)["properties"])
+    for key in value:
+        if key not in known:
+            unknown = (*path, key)
+            yield Problem(_place(unknown, origins), _unknown(key, known), unknown, value[key], has_value=True)
+
+
+def _schema_of(error: ValidationError) -> Schema:
+    schema: Any = error.schema
+    found: Schema = schema
+    return found
+
+
+def _place(path: SettingPath, origins: Mapping[SettingPath, Origin]) -> str:
+    """Where the value stands, or the nearest thing around it that stands anywhere."""
+    while path and path not in origins:
+        path = path[:-1]
+    return origins[path].place if path in origins else ""
+
+
+def _unknown(key: str, known: list[str]) -> str:
+    close = difflib.get_close_matches(key.lower(), known, n=1)
+    if close:
+        return f'unknown key, did you mean "{close[0]}"?'
+    return f"unknown key, the keys here are {', '.join(known)}"
+
+
+def _message(error: ValidationError) -> str:
+    expected: Any = error.validator_value
+    value: Any = error.instance
+    match error.validator:
+        case "type":
+            return f"must be {_type_name(expected)}"
+        case "enum":
+            return _not_in(str(value), expected)
+        case "pattern":
+            return f"must be {_examples(error)}"
+        case "minimum" if "examples" in _schema_of(error):
+            return f"must be at least {expected}, or {_examples(error)}"
+        case "minimum":
+            return f"must be at least {expected}"
+        case "exclusiveMinimum":
+            return f"must be more than {expected}"
+        case "maximum":
+            return f"must be at most {expected}"
+        case "minLength":
+            return "must not be empty"
+        case "required":
+            return f"needs the key {', '.join(key for key in expected if key not in value)}"
+    return str(error.message)
+
+
+def _examples(error: ValidationError) -> str:
+    return f"written like {', '.join(str(example) for example in _schema_of(error)['examples'])}"
+
+
+_TYPE_NAMES = {
+    "array": "a list",
+    "boolean": "true or false",
+    "integer": "a whole number",
+    "number": "a number",
+    "object": "a mapping of keys",
+    "string": "text",
+}
+
+
+def _type_name(expected: str | list[str]) -> str:
+    names = [expected] if isinstance(expected, str) else expected
+    return " or ".join(_TYPE_NAMES[name] for name in names)
+
+
+def _not_in(value: str, allowed: list[str]) -> str:
+    if not allowed:
+        return "is not known; there is none yet"
+    close = difflib.get_close_matches(value.lower(), allowed, n=1)
+    hint = f', did you mean "{close[0]}"?' if close else ""
+    return f"is not one of {', '.join(allowed)}{hint}"

@@ -1,0 +1,94 @@
+"""The whole document, every check, generated requests: against a real server, and against states hard to reach."""
+
+from __future__ import annotations
+
+import pytest
+import schemathesis
+from falcon.testing import TestClient
+from hypothesis import HealthCheck, settings
+
+from service import assets
+from service.app import create_app
+from service.document import Document
+from tests.support.fake_engine import UNHEALTHY, FakeEngine, stopped, stuck
+from tests.support.server import Server
+
+DOCUMENT = Document.load(assets.openapi_path())
+SUPPRESSED = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+
+# NOTE: Loaded here rather than by a fixture; schemathesis's fixtures and pytest 9 do not go together.
+real = schemathesis.openapi.from_path(assets.openapi_path())
+
+
+def over(engine: FakeEngine | None):
+    """The document, served in this process over an engine in one state, answers checked."""
+    app = create_app(lambda: engine, DOCUMENT, validate_responses=True)
+    schema = schemathesis.openapi.from_dict(DOCUMENT.content)
+    schema.app = app
+    return schema
+
+
+def as_documented(case: schemathesis.Case) -> None:
+    """Every check but the one that takes the documented 503 for a failure; a 500 stays one."""
+    response = case.call()
+    case.validate_response(response, excluded_checks=[schemathesis.checks.not_a_server_error])
+    assert response.status_code != 500
+
+
+not_ready = over(None)
+with_workers = over(FakeEngine())
+unhealthy = over(FakeEngine(UNHEALTHY))
+ended = over(stopped())
+slow = over(stuck())
+
+
+@real.parametrize()
+@settings(max_examples=50, deadline=None, suppress_health_check=SUPPRESSED)
+def test_a_ready_server_is_as_documented(case: schemathesis.Case, server: Server) -> None:
+    case.call_and_validate(base_url=server.http_url)
+
+
+@real.parametrize()
+@settings(max_examples=20, deadline=None, suppress_health_check=SUPPRESSED)
+def test_a_server_that_checks_its_answers_finds_nothing(case: schemathesis.Case, checked_server: Server) -> None:
+    case.call_and_validate(base_url=checked_server.http_url)
+
+
+@not_ready.parametrize()
+@settings(max_examples=20, deadline=None, suppress_health_check=SUPPRESSED)
+def test_a_server_whose_engine_is_not_ready_is_as_documented(case: schemathesis.Case) -> None:
+    as_documented(case)
+
+
+@with_workers.parametrize()
+@settings(max_examples=20, deadline=None, suppress_health_check=SUPPRESSED)
+def test_a_server_with_workers_is_as_documented(case: schemathesis.Case) -> None:
+    as_documented(case)
+
+
+@unhealthy.parametrize()
+@settings(max_examples=20, deadline=None, suppress_health_check=SUPPRESSED)
+def test_an_unhealthy_server_is_as_documented(case: schemathesis.Case) -> None:
+    as_documented(case)
+
+
+@ended.parametrize()
+@settings(max_examples=20, deadline=None, suppress_health_check=SUPPRESSED)
+def test_a_server_whose_engine_has_ended_is_as_documented(case: schemathesis.Case) -> None:
+    as_documented(case)
+
+
+@slow.parametrize()
+@settings(max_examples=20, deadline=None, suppress_health_check=SUPPRESSED)
+def test_a_server_whose_engine_does_not_answer_is_as_documented(case: schemathesis.Case) -> None:
+    as_documented(case)
+
+
+@pytest.mark.parametrize("operation", list(DOCUMENT.operations()), ids=str)
+def test_the_states_above_reach_every_status_that_a_responder_declares(operation) -> None:
+    """The runs above are worth what they reach: 200 and 503 of every operation that has both."""
+    reached = set()
+    for engine in (None, FakeEngine(), FakeEngine(UNHEALTHY), stopped(), stuck()):
+        client = TestClient(create_app(lambda engine=engine: engine, DOCUMENT, validate_responses=True))
+        reached.add(client.simulate_request(operation.method, operation.template).status_code)
+    assert reached == {int(status) for status in operation.spec["responses"]} - {413, 500}

@@ -1,0 +1,1 @@
+"""What several suites share: real server processes, deadlines, shared-memory housekeeping."""

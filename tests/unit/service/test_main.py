@@ -1,0 +1,91 @@
+"""The composition root, with an engine that dies or refuses at will; real ones die too rarely."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+import pytest
+
+import service.__main__ as root
+from tests.support.fake_engine import FakeEngine
+from tests.support.server import http
+
+FLAGS = ("--port", "0", "--http-port", "0")
+
+
+class FakeRuntime(FakeEngine):
+    """Counts its stops, and hands out its own death."""
+
+    made: FakeRuntime | None = None
+
+    def __init__(self, settings: object, on_death: Callable[[BaseException], None]) -> None:
+        super().__init__()
+        self.on_death = on_death
+        self.stops = 0
+        FakeRuntime.made = self
+
+    @property
+    def endpoint(self) -> str:
+        return "tcp://127.0.0.1:1"
+
+    def stop(self) -> None:
+        self.stops += 1
+
+
+@pytest.fixture(autouse=True)
+def fake_runtime(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(root, "Runtime", FakeRuntime)
+    monkeypatch.setattr(root, "_catch_signals", lambda stops: None)
+    FakeRuntime.made = None
+
+
+def http_threads() -> list[str]:
+    return [thread.name for thread in threading.enumerate() if thread.name.startswith("waitress")]
+
+
+def test_a_dead_engine_ends_the_process_in_order(monkeypatch, capsys, caplog) -> None:
+    """Dies when it is asked for its endpoint, by when the slot is filled and HTTP is up."""
+
+    def die(self: FakeRuntime) -> str:
+        self.on_death(RuntimeError("broken invariant"))
+        return "tcp://127.0.0.1:1"
+
+    monkeypatch.setattr(FakeRuntime, "endpoint", property(die))
+    assert root.main(FLAGS) == 1
+    assert FakeRuntime.made is not None
+    assert FakeRuntime.made.stops == 1
+    assert "broken invariant" in caplog.text
+    assert capsys.readouterr().out.startswith("kvkeep ready tcp://127.0.0.1:1 http://127.0.0.1:")
+    assert http_threads() == []
+
+
+def test_http_says_not_ready_while_the_engine_stops(monkeypatch, capsys) -> None:
+    answers = []
+
+    def stop(self: FakeRuntime) -> None:
+        url = capsys.readouterr().out.split()[-1]
+        answers.append(http("GET", url + "/api/healthcheck"))
+
+    def endpoint(self: FakeRuntime) -> str:
+        self.on_death(RuntimeError("x"))
+        return "tcp://127.0.0.1:1"
+
+    monkeypatch.setattr(FakeRuntime, "endpoint", property(endpoint))
+    monkeypatch.setattr(FakeRuntime, "stop", stop)
+    root.main(FLAGS)
+    assert answers == [(503, {"status": "unhealthy", "reason": "engine not initialized"})]
+
+
+def test_a_difference_between_code_and_document_refuses_the_start(monkeypatch, capsys) -> None:
+    create = root.create_app
+    monkeypatch.setattr(root, "create_app", lambda *a, **k: create(*a, **k, resources="service"))
+    assert root.main(FLAGS) == 2
+    assert capsys.readouterr().err.startswith("kvkeep does not start.\nthe API's code and openapi.yaml differ (6):\n")
+    assert FakeRuntime.made is None
+
+
+def test_a_policy_without_a_name_in_the_schema_refuses_the_start(monkeypatch, capsys) -> None:
+    monkeypatch.setattr(root, "policy_names", lambda: ("fifo", "lru"))
+    assert root.main(FLAGS) == 2
+    assert "fifo_policy.py exists, but config/schema.json does not allow 'fifo'" in capsys.readouterr().err

@@ -1,0 +1,176 @@
+"""The effective settings: defaults, file, flags, and what is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from engine import GIB, MIB, EngineSettings, Liveness
+from service import assets
+from service.problems import ConfigError
+from service.schema import load_schema
+from service.settings import HttpSettings, Override, Settings, load_settings
+
+SCHEMA = load_schema(assets.schema_path())
+
+
+@pytest.fixture
+def load(tmp_path: Path):
+    def load(text: str, *overrides: Override, environ: dict[str, str] | None = None) -> Settings:
+        file = tmp_path / "f.yaml"
+        file.write_text(text)
+        try:
+            return load_settings(SCHEMA, str(file), overrides, environ or {})
+        except ConfigError as error:
+            lines = [str(problem).replace(str(file), "f.yaml") for problem in error.problems]
+            raise ConfigError([]) from Exception(*lines)
+
+    return load
+
+
+@pytest.fixture
+def refuse(load):
+    def refuse(text: str, *overrides: Override) -> list[str]:
+        with pytest.raises(ConfigError) as caught:
+            load(text, *overrides)
+        assert caught.value.__cause__ is not None
+        return list(caught.value.__cause__.args)
+
+    return refuse
+
+
+def origins(settings: Settings) -> dict[str, str]:
+    return {".".join(str(part) for part in each.path): each.origin.label for each in settings.listing}
+
+
+def test_without_a_file_everything_is_at_the_engines_own_defaults() -> None:
+    settings = load_settings(SCHEMA, None, (), {})
+    assert settings.engine == EngineSettings()
+    assert settings.http == HttpSettings("127.0.0.1", 8080, 4)
+    assert {each.origin.label for each in settings.listing} == {"default"}
+
+
+def test_every_setting_can_be_given_in_the_file(load) -> None:
+    settings = load(
+        """
+        server: {host: 0.0.0.0, port: 1, chunk_size: 16, hash_algorithm: blake3, worker_timeout: 1,
+                 registration_grace: 2, session_ttl: 3, lease_ttl: 4, reservation_ttl: 5, retrieve_max_age: 6.5,
+                 flag_reconnects: false}
+        http: {host: localhost, port: 2, threads: 3}
+        l1: {size: 1.5GiB, eviction_policy: LRU}
+        l2: []
+        """
+    )
+    liveness = Liveness(1, 2, 3, 4, 5, 6.5, False)
+    assert settings.engine == EngineSettings("0.0.0.0", 1, 16, "blake3", liveness, 3 * GIB // 2, "lru", ())
+    assert settings.http == HttpSettings("localhost", 2, 3)
+
+
+def test_a_flag_wins_over_the_file_and_the_file_over_the_default(load) -> None:
+    settings = load(
+        "server:\n  port: 1\n  chunk_size: ${CHUNK}\n",
+        Override("--port", "server", "port", 2),
+        Override("--l1-size-gb", "l1", "size", 2 * GIB),
+        Override("--eviction-policy", "l1", "eviction_policy", "LrU"),
+        environ={"CHUNK": "64"},
+    )
+    assert (settings.engine.port, settings.engine.chunk_size, settings.engine.l1_size) == (2, 64, 2 * GIB)
+    assert settings.engine.eviction_policy == "lru"
+    found = origins(settings)
+    assert found["server.port"] == "flag --port"
+    assert found["l1.size"] == "flag --l1-size-gb"
+    assert found["server.chunk_size"].startswith("environment CHUNK (")
+    assert found["server.host"] == "default"
+
+
+def test_the_origin_of_a_value_in_the_file_is_its_line(load, tmp_path: Path) -> None:
+    assert origins(load("http:\n\n  port: 9\n"))["http.port"] == f"{tmp_path}/f.yaml:3"
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("sever: {}", 'f.yaml:1: sever = {}: unknown key, did you mean "server"?'),
+        ("server:\n  Port: 5", 'f.yaml:2: server.Port = 5: unknown key, did you mean "port"?'),
+        ("http:\n  zzz: 5", "f.yaml:2: http.zzz = 5: unknown key, the keys here are host, port, threads"),
+        ("server: {port: http}", "f.yaml:1: server.port = http: must be a whole number"),
+        ("server: {port: 70000}", "f.yaml:1: server.port = 70000: must be at most 65535"),
+        ("server: {port: -1}", "f.yaml:1: server.port = -1: must be at least 0"),
+        ("server: {port: true}", "f.yaml:1: server.port = true: must be a whole number"),
+        ("server: {chunk_size: 0}", "f.yaml:1: server.chunk_size = 0: must be at least 1"),
+        ("server: {chunk_size: 256.0}", "f.yaml:1: server.chunk_size = 256.0: must be a whole number"),
+        ("server: {hash_algorithm: sha256}", "f.yaml:1: server.hash_algorithm = sha256: is not one of blake3"),
+        ("server: {lease_ttl: 0}", "f.yaml:1: server.lease_ttl = 0: must be more than 0"),
+        ("server: {lease_ttl: .inf}", "f.yaml:1: server.lease_ttl = Infinity: must be a number"),
+        ("server: {lease_ttl: .nan}", "f.yaml:1: server.lease_ttl = NaN: must be a number"),
+        ("server: {flag_reconnects: 1}", "f.yaml:1: server.flag_reconnects = 1: must be true or false"),
+        ("server: {host: ''}", 'f.yaml:1: server.host = "": must not be empty'),
+        ("http: {threads: 65}", "f.yaml:1: http.threads = 65: must be at most 64"),
+        (
+            "l1: {eviction_policy: lrx}",
+            'f.yaml:1: l1.eviction_policy = lrx: is not one of lru, did you mean "lru"?',
+        ),
+        ("l1:", "f.yaml:1: l1 = null: must be a mapping of keys"),
+        (
+                "l1: {size: 4}",
+                "f.yaml:1: l1.size = 4: must be at least 1048576, or written like 4GiB, 512MiB, 1.5GiB, 4294967296",
+            ),
+        ("l1: {size: 4gb}", "f.yaml:1: l1.size = 4gb: must be written like 4GiB, 512MiB, 1.5GiB, 4294967296"),
+        ("l1: {size: 1KiB}", "f.yaml:1: l1.size = 1KiB: must be at least 1MiB"),
+        ("l1: {size: 1.5}", "f.yaml:1: l1.size = 1.5: must be a whole number or text"),
+        ("l2: [{type: fs}]", "f.yaml:1: l2[0].type = fs: is not known; there is none yet"),
+        ("l2: [{path: /x}]", "f.yaml:1: l2[0] = a mapping: needs the key type"),
+        ("l2: {}", "f.yaml:1: l2 = {}: must be a list"),
+        ("[]", "f.yaml:1: []: must be a mapping of keys"),
+        ("just text", "f.yaml:1: just text: must be a mapping of keys"),
+    ],
+)  # fmt: skip
+def test_a_wrong_value_is_named_with_file_line_path_and_value(refuse, text: str, problem: str) -> None:
+    assert refuse(text) == [problem]
+
+
+def test_all_problems_of_a_file_are_reported_at_once(refuse) -> None:
+    text = """\
+server:
+  port: x
+  port: 1
+  hots: a
+http:
+  threads: ${N}
+l1:
+  size: 1B
+  sise: 2
+l2:
+  - type: s3
+"""
+    assert sorted(refuse(text)) == [
+        "f.yaml:11: l2[0].type = s3: is not known; there is none yet",
+        "f.yaml:2: server.port = x: must be a whole number",
+        "f.yaml:3: server.port: is given twice, first at f.yaml:2",
+        'f.yaml:4: server.hots = a: unknown key, did you mean "host"?',
+        "f.yaml:6: http.threads: the environment variable N is not set",
+        "f.yaml:8: l1.size = 1B: must be at least 1MiB",
+        'f.yaml:9: l1.sise = 2: unknown key, did you mean "size"?',
+    ]
+
+
+def test_a_wrong_flag_is_named_as_such(refuse) -> None:
+    assert refuse("", Override("--port", "server", "port", 99999)) == [
+        "flag --port: server.port = 99999: must be at most 65535"
+    ]
+
+
+def test_a_flag_for_a_section_that_is_no_section_leaves_the_files_problem(refuse) -> None:
+    assert refuse("server: 5", Override("--port", "server", "port", 1)) == [
+        "f.yaml:1: server = 5: must be a mapping of keys"
+    ]
+
+
+def test_a_file_that_is_not_there_is_one_problem() -> None:
+    with pytest.raises(ConfigError, match=r"^/not/there\.yaml: cannot be read: No such file or directory$"):
+        load_settings(SCHEMA, "/not/there.yaml", (), {})
+
+
+def test_the_smallest_l1_is_a_mebibyte(load) -> None:
+    assert load("l1: {size: 1MiB}").engine.l1_size == MIB
