@@ -38,6 +38,7 @@ class Copies:
         self._workers = workers
         self._prompts = prompts
         self._retrieve_max_age = retrieve_max_age
+        self.skipped_stores = 0
         self._jobs: dict[int, _Job] = {}
         self._last_job = 0
 
@@ -49,6 +50,7 @@ class Copies:
         """Copies what is absent; skips what is present, null, or finds no room. Raises RefusedError."""
         worker = self._worker(message.instance_id)
         if worker.state == "unsupported":
+            self.skipped_stores += 1
             return [Reply(event.to, TransferReply.DONE)]
         layout = _ready_layout(worker)
         chunks = self._prompts.chunks(message.key, worker)

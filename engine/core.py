@@ -90,6 +90,7 @@ class Engine:
             active_sessions=len(self._sessions),
             active_prefetch_jobs=0,
             running_transfers=self._copies.running,
+            skipped_stores=self._copies.skipped_stores,
             failed_requests=self._refused_requests + failed_requests,
             dropped_messages=dropped_messages,
             dropped_replies=dropped_replies,

@@ -80,7 +80,7 @@ class Lookups:
                 session.hits = 0
                 self._end_leases(session, list(session.leases))
             if age > liveness.session_ttl:
-                self._sessions.remove(session)
+                self.end(session.client, session.request_id)
 
     def _open(self, now: float, client: bytes, request_id: str) -> Session:
         self.end(client, request_id)

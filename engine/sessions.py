@@ -59,12 +59,21 @@ class Sessions:
             del self._by_request[session.request_id]
 
     def take(self, request_id: str, key: bytes) -> Entry | None:
-        """One reader's share of a lease that a request of this id holds on this object; the taker owns it now."""
-        for session in self._by_request.get(request_id, ()):
-            held = session.leases.get(key)
-            if held is not None:
-                return _take_one(session, key, held)
-        return None
+        """One reader's share of a lease that the request of this id holds on this object; the taker owns it now.
+
+        None if several schedulers have a request of this id: a worker does not say whose it is, and none of them must
+        lose what it was promised.
+        """
+        sessions = self._by_request.get(request_id)
+        if sessions is None or len(sessions) > 1:
+            return None
+        held = sessions[0].leases.get(key)
+        return None if held is None else _take_one(sessions[0], key, held)
+
+    def held(self, request_id: str, key: bytes) -> Entry | None:
+        """The object, if a request of this id holds a lease on it."""
+        sessions = self._by_request.get(request_id, ())
+        return next((session.leases[key][0] for session in sessions if key in session.leases), None)
 
 
 def give_back(session: Session, keys: Iterable[bytes]) -> list[tuple[Entry, int]]:

@@ -41,7 +41,7 @@ def take_readable(cache: L1Cache, sessions: Sessions, request_id: str, chunks: C
     for key in chunks.wanted:
         entry = sessions.take(request_id, key)
         if entry is None:
-            entry = cache.find(key)
+            entry = sessions.held(request_id, key) or cache.find(key)
             if entry is not None:
                 cache.lease(entry)
         if entry is None:

@@ -25,6 +25,7 @@ def status_body(report: StatusReport) -> dict[str, Any]:
         "active_sessions": report.active_sessions,
         "active_prefetch_jobs": report.active_prefetch_jobs,
         "running_transfers": report.running_transfers,
+        "skipped_stores": report.skipped_stores,
         "failed_requests": report.failed_requests,
         "dropped_messages": report.dropped_messages,
         "dropped_replies": report.dropped_replies,

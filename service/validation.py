@@ -165,5 +165,6 @@ class ResponseValidation:
             yield f"the document does not have {media_type} for this status"
             return
         schema = f"{pointer}/content/{escape(media_type)}/schema"
-        body = json.loads(resp.render_body() or b"null")
+        rendered = resp.render_body() or b"null"
+        body = json.loads(rendered) if media_type.endswith("json") else rendered.decode()
         yield from (f"{where} {reason}" for where, reason in self._schemas.faults(schema, body, "body"))

@@ -90,6 +90,7 @@ HEALTHY = StatusReport(
     active_sessions=5,
     active_prefetch_jobs=1,
     running_transfers=2,
+    skipped_stores=12,
     failed_requests=9,
     dropped_messages=10,
     dropped_replies=11,

@@ -23,6 +23,7 @@ def test_the_body_says_what_the_report_says() -> None:
         "active_sessions": 5,
         "active_prefetch_jobs": 1,
         "running_transfers": 2,
+        "skipped_stores": 12,
         "failed_requests": 9,
         "dropped_messages": 10,
         "dropped_replies": 11,
