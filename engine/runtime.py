@@ -35,8 +35,16 @@ class Runtime:
     and only looked at here. `on_death` is called once, from the engine thread, if that ends by itself.
     """
 
-    def __init__(self, settings: EngineSettings, on_death: Callable[[BaseException], None]) -> None:
-        """Allocates L1, binds the data plane, starts the threads; returns when they serve. Raises StartError."""
+    def __init__(
+        self,
+        settings: EngineSettings,
+        on_death: Callable[[BaseException], None],
+        progress: Callable[[int], None] = lambda done: None,
+    ) -> None:
+        """Allocates L1, binds the data plane, starts the threads; returns when they serve.
+
+        `progress` is called with the bytes of L1 allocated so far; what it raises ends the start. Raises StartError.
+        """
         # PERF: torch takes a second to import, and HTTP must answer before that; so nothing above here imports it.
         import zmq
 
@@ -53,8 +61,9 @@ class Runtime:
         self._context = zmq.Context()
         router = _bind(self._context, settings)
         try:
-            self._arena = Arena(f"kvkeep_l1_{os.getpid()}_{os.urandom(4).hex()}", settings.l1_size)
-        except StartError:
+            name = f"kvkeep_l1_{os.getpid()}_{os.urandom(4).hex()}"
+            self._arena = Arena(name, settings.l1_size, progress)
+        except BaseException:
             router.close()
             self._context.term()
             raise

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from queue import SimpleQueue
 from types import FrameType
 
-from engine import Runtime, l2_types, policy_names
+from engine import GIB, Runtime, l2_types, policy_names
 from service import assets, cli, commands
 from service.app import App, create_app
 from service.contract import ContractError
@@ -88,9 +88,14 @@ def _serve(settings: Settings, app: App, slot: EngineSlot) -> int:
 
 
 def _serve_engine(settings: Settings, http: HttpServer, slot: EngineSlot, stops: Stops) -> int:
-    engine = _started(settings, stops)
-    if engine is None:
-        # NOTE: HTTP stays up, so that probes tell of the failure until somebody decides.
+    try:
+        engine = Runtime(settings.engine, stops.put, StartProgress(settings.engine.l1_size, stops))
+    except StoppedError:
+        return _exit_code(stops.get())
+    # NOTE: Whatever it is, it must be seen by probes and in the log rather than end the process; HTTP stays up, so
+    # that probes tell of the failure until somebody decides.
+    except Exception:
+        log.exception("the engine could not be initialised; HTTP goes on answering that it is not there")
         stops.get()
         return FAILED
     slot.fill(engine)
@@ -102,13 +107,26 @@ def _serve_engine(settings: Settings, http: HttpServer, slot: EngineSlot, stops:
         engine.stop()
 
 
-def _started(settings: Settings, stops: Stops) -> Runtime | None:
-    try:
-        return Runtime(settings.engine, stops.put)
-    # NOTE: Whatever it is, it must be seen by probes and in the log rather than end the process.
-    except Exception:
-        log.exception("the engine could not be initialised; HTTP goes on answering that it is not there")
-        return None
+class StoppedError(Exception):
+    """The start was given up, since somebody asked to stop."""
+
+
+class StartProgress:
+    """Logs how far the allocation of L1 is, a tenth at a time, and gives the start up when a stop is asked for."""
+
+    def __init__(self, size: int, stops: Stops) -> None:
+        self._size = size
+        self._stops = stops
+        self._tenths = 0
+
+    def __call__(self, done: int) -> None:
+        """Raises StoppedError."""
+        if not self._stops.empty():
+            raise StoppedError
+        tenths = 10 * done // self._size
+        if tenths > self._tenths:
+            self._tenths = tenths
+            log.info("L1: %.1f of %.1f GiB allocated", done / GIB, self._size / GIB)
 
 
 def _exit_code(reason: int | BaseException) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import mmap
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
@@ -12,7 +13,7 @@ import torch
 from engine.errors import StartError
 
 SHM_FOLDER: Final = "/dev/shm"
-_TOUCH_BYTES: Final = 256 << 20
+_STEP_BYTES: Final = 256 << 20
 _PAGE_BYTES: Final = 4096
 
 
@@ -22,16 +23,26 @@ class Arena:
     The segment exists from construction to `close`. Mappings of other processes outlive it.
     """
 
-    def __init__(self, name: str, size: int) -> None:
-        """Raises StartError when the name is taken or /dev/shm is too small."""
+    def __init__(self, name: str, size: int, progress: Callable[[int], None] = lambda done: None) -> None:
+        """Calls `progress` with the bytes allocated so far; what that raises ends the construction and leaves nothing.
+
+        Raises StartError when the name is taken, /dev/shm is too small, or the memory cannot be pinned.
+        """
         self.name: Final = name
         self.size: Final = size
         self._path = Path(SHM_FOLDER, name)
-        self._mapping = _create(self._path, size)
-        self.bytes: Final = torch.frombuffer(self._mapping, dtype=torch.uint8)
-        """The whole arena, uint8."""
-        self._touch()
-        self._pinned = torch.cuda.is_available() and self._pin()
+        self._pinned = False
+        descriptor = _create(self._path)
+        try:
+            self.bytes: Final = _map(descriptor, size)
+            """The whole arena, uint8."""
+            self._allocate(descriptor, progress)
+            self._pinned = torch.cuda.is_available() and self._pin()
+        except BaseException:
+            self._path.unlink()
+            raise
+        finally:
+            os.close(descriptor)
 
     def close(self) -> None:
         """Removes the name; the memory goes when the last process that maps it lets go. A second call does nothing."""
@@ -40,37 +51,54 @@ class Arena:
             self._pinned = False
         self._path.unlink(missing_ok=True)
 
-    def _touch(self) -> None:
-        """Brings every page into this process's tables now, so that no copy meets a page fault later.
+    def _allocate(self, descriptor: int, progress: Callable[[int], None]) -> None:
+        """Allocates every page, so that none is missing later, and brings it into this process's tables.
 
         PERF: through torch, which lets other threads run meanwhile; `MAP_POPULATE` would stop them all.
         """
-        for start in range(0, self.size, _TOUCH_BYTES):
-            self.bytes[start : start + _TOUCH_BYTES : _PAGE_BYTES].max()
+        for start in range(0, self.size, _STEP_BYTES):
+            end = min(start + _STEP_BYTES, self.size)
+            try:
+                os.posix_fallocate(descriptor, start, end - start)
+            except OSError as error:
+                raise _too_large(self.size, str(error)) from None
+            self.bytes[start:end:_PAGE_BYTES].max()
+            progress(end)
 
     def _pin(self) -> bool:
         runtime = torch.cuda.cudart()  # type: ignore[no-untyped-call]
         result = runtime.cudaHostRegister(self.bytes.data_ptr(), self.size, 0)
         if int(result) != 0:
-            self._path.unlink()
             raise StartError(f"cannot pin {self.size} bytes of L1 for the GPU (cudaHostRegister said {result})")
         return True
 
 
-def _create(path: Path, size: int) -> mmap.mmap:
+def _create(path: Path) -> int:
     try:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     except FileExistsError:
         raise StartError(f"{path} exists: another server uses it, or an ended one left it; remove it if so") from None
-    try:
-        os.posix_fallocate(descriptor, 0, size)
-        return mmap.mmap(descriptor, size, mmap.MAP_SHARED)
     except OSError as error:
-        path.unlink()
-        free = os.statvfs(SHM_FOLDER)
-        raise StartError(
-            f"L1 of {size} bytes does not fit into {SHM_FOLDER}, which has {free.f_bavail * free.f_frsize} bytes free "
-            f"({error.strerror}); make l1.size smaller or {SHM_FOLDER} larger"
-        ) from None
-    finally:
-        os.close(descriptor)
+        raise StartError(f"cannot create {path}: {error.strerror}") from None
+
+
+def _map(descriptor: int, size: int) -> torch.Tensor:
+    if size > _free_bytes():
+        raise _too_large(size, "checked before anything was allocated")
+    try:
+        os.ftruncate(descriptor, size)
+        return torch.frombuffer(mmap.mmap(descriptor, size, mmap.MAP_SHARED), dtype=torch.uint8)
+    except OSError as error:
+        raise _too_large(size, str(error)) from None
+
+
+def _free_bytes() -> int:
+    found = os.statvfs(SHM_FOLDER)
+    return found.f_bavail * found.f_frsize
+
+
+def _too_large(size: int, reason: str) -> StartError:
+    return StartError(
+        f"L1 of {size} bytes does not fit into {SHM_FOLDER}, which has {_free_bytes()} bytes free ({reason}); "
+        f"make l1.size smaller or {SHM_FOLDER} larger"
+    )

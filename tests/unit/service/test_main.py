@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import signal
 import threading
 from collections.abc import Callable
+from queue import SimpleQueue
 
 import pytest
 
@@ -21,8 +23,11 @@ class FakeRuntime(FakeEngine):
 
     made: FakeRuntime | None = None
 
-    def __init__(self, settings: object, on_death: Callable[[BaseException], None]) -> None:
+    def __init__(
+        self, settings: object, on_death: Callable[[BaseException], None], progress: Callable[[int], None]
+    ) -> None:
         super().__init__()
+        self.progress = progress
         self.on_death = on_death
         self.stops = 0
         FakeRuntime.made = self
@@ -77,6 +82,33 @@ def test_http_says_not_ready_while_the_engine_stops(monkeypatch, capsys) -> None
     monkeypatch.setattr(FakeRuntime, "stop", stop)
     root.main(FLAGS)
     assert answers == [(503, {"status": "unhealthy", "reason": "engine not initialized"})]
+
+
+def test_a_stop_during_the_start_ends_it_at_once(monkeypatch, capsys) -> None:
+    """The signal comes while L1 is being allocated."""
+
+    def start(
+        self: FakeRuntime, settings: object, on_death: Callable[..., None], progress: Callable[..., None]
+    ) -> None:
+        on_death(signal.SIGTERM)
+        progress(1)
+        raise AssertionError("the start goes on")
+
+    monkeypatch.setattr(FakeRuntime, "__init__", start)
+    assert root.main(FLAGS) == 0
+    assert capsys.readouterr().out == ""
+    assert http_threads() == []
+
+
+def test_the_start_logs_each_tenth_of_the_allocation(caplog) -> None:
+    progress = root.StartProgress(20 << 30, SimpleQueue())
+    with caplog.at_level("INFO"):
+        for done in range(1 << 30, (20 << 30) + 1, 1 << 30):
+            progress(done)
+    assert [record.getMessage() for record in caplog.records][::9] == [
+        "L1: 2.0 of 20.0 GiB allocated",
+        "L1: 20.0 of 20.0 GiB allocated",
+    ]
 
 
 def test_a_difference_between_code_and_document_refuses_the_start(monkeypatch, capsys) -> None:
