@@ -1,0 +1,1 @@
+"""A real vLLM on a CPU, whose prompts a real kvkeep remembers."""

@@ -1,0 +1,1 @@
+"""The unmodified LMCache client against a real kvkeep server."""
