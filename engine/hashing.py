@@ -35,7 +35,7 @@ class BadTokensError(ValueError):
 
 
 class TokenArray(NamedTuple):
-    """The tokens of a prompt as a msgpack array: how many there are, and where the first one begins."""
+    """The tokens of a prompt as a msgpack array: how many it says there are, and where the first one begins."""
 
     encoded: bytes
     length: int
