@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from engine.events import Copy, Effect, Piece, Reply, ReplyTo, RequestArrived
 from engine.l1.cache import Entry, L1Cache
 from engine.layouts import KVLayout
-from engine.prompts import Prompts, RefusedError
+from engine.prompts import Chunks, Prompts, RefusedError
 from engine.sessions import Sessions
 from engine.slots import reserve_missing, take_readable
 from engine.wire.messages import Retrieve, Store, TransferReply
@@ -22,9 +22,12 @@ class _Job:
     """A copy that the transfer thread was asked for. A retrieve holds one lease on each of its entries."""
 
     to: ReplyTo
+    instance_id: int
     is_store: bool
     entries: list[Entry]
     suffix_first: list[bytes]
+    not_after: float
+    """Until then the client waits for sure; later its blocks may have a new owner."""
 
 
 class Copies:
@@ -60,7 +63,7 @@ class Copies:
         if not reserved:
             return [Reply(event.to, TransferReply.DONE)]
         entries = [entry for _, entry in reserved]
-        job_id = self._begin(_Job(event.to, True, entries, chunks.suffix_first))
+        job_id = self._begin(self._job(event, worker, True, entries, chunks))
         assert worker.mapping_id is not None  # _ready_layout
         pieces = tuple(Piece(index, entry.offset) for index, entry in reserved)
         return [Copy(job_id, worker.mapping_id, "store", message.block_ids, pieces, event_handle=message.event_handle)]
@@ -80,24 +83,30 @@ class Copies:
         except RefusedError:
             self._release(entries, chunks.suffix_first)
             raise
-        job_id = self._begin(_Job(event.to, False, entries, chunks.suffix_first))
+        job = self._job(event, worker, False, entries, chunks)
         assert worker.mapping_id is not None  # _ready_layout
         return [
             Copy(
-                job_id,
+                self._begin(job),
                 worker.mapping_id,
                 "retrieve",
                 message.block_ids,
                 tuple(Piece(index, entry.offset) for index, entry in enumerate(entries)),
                 skip_tokens=message.skip_first_n_tokens,
                 event_handle=message.event_handle,
-                not_after=event.received + self._retrieve_max_age,
+                not_after=job.not_after,
             )
         ]
 
-    def ended(self, job_id: int, problem: str | None) -> list[Effect]:
+    def is_copying(self, instance_id: int) -> bool:
+        """True while a copy from or to this worker's blocks is under way."""
+        return any(job.instance_id == instance_id for job in self._jobs.values())
+
+    def ended(self, now: float, job_id: int, problem: str | None) -> list[Effect]:
         """Publishes what was stored, or releases what was read, and answers."""
         job = self._jobs.pop(job_id)
+        if job.is_store and now > job.not_after:
+            problem = problem or "the store took too long: its blocks may have had a new owner while they were read"
         if not job.is_store:
             self._release(job.entries, job.suffix_first)
         elif problem is None:
@@ -109,9 +118,9 @@ class Copies:
                 self._cache.abort(entry)
         return [Reply(job.to, TransferReply.FAILED if problem else TransferReply.DONE)]
 
-    def fail_all(self, problem: str) -> list[Effect]:
+    def fail_all(self, now: float, problem: str) -> list[Effect]:
         """The transfer thread is gone: nothing will end by itself, and nothing is being written any more."""
-        return [effect for job_id in list(self._jobs) for effect in self.ended(job_id, problem)]
+        return [effect for job_id in list(self._jobs) for effect in self.ended(now, job_id, problem)]
 
     def _worker(self, instance_id: int) -> Worker:
         worker = self._workers.get(instance_id)
@@ -120,6 +129,10 @@ class Copies:
         if worker.mode != "lmcache_driven":
             raise RefusedError(f"worker {instance_id} copies by itself: it is registered as {worker.mode}")
         return worker
+
+    def _job(self, event: RequestArrived, worker: Worker, is_store: bool, entries: list[Entry], chunks: Chunks) -> _Job:
+        not_after = event.received + self._retrieve_max_age
+        return _Job(event.to, worker.instance_id, is_store, entries, chunks.suffix_first, not_after)
 
     def _begin(self, job: _Job) -> int:
         self._last_job += 1

@@ -55,7 +55,9 @@ class Engine:
         self._lookups = Lookups(cache, self._sessions, self._workers, prompts)
         self._copies = Copies(cache, self._sessions, self._workers, prompts, liveness.retrieve_max_age)
         self._lending = Lending(cache, self._sessions, self._workers, prompts)
-        self._registration = Registration(self._workers, self._lending.withdraw, pool, settings.chunk_size, liveness)
+        self._registration = Registration(
+            self._workers, self._lending.withdraw, self._copies.is_copying, pool, settings.chunk_size, liveness
+        )
         self._handlers: Final = self._request_handlers()
 
     def handle(self, event: Event) -> list[Effect]:
@@ -64,14 +66,15 @@ class Engine:
             case RequestArrived():
                 return self._request(event)
             case CopyEnded():
-                return self._copies.ended(event.job_id, event.problem)
+                return self._copies.ended(event.now, event.job_id, event.problem)
             case MapEnded():
                 return self._registration.map_ended(event.mapping_id, event.problem)
             case UnmapEnded():
                 return self._registration.unmap_ended(event.mapping_id)
             case TransfersEnded():
                 self._transfers_ended = event.problem
-                return [*self._copies.fail_all(event.problem), *self._registration.transfers_ended(event.problem)]
+                failed = self._copies.fail_all(event.now, event.problem)
+                return [*failed, *self._registration.transfers_ended(event.problem)]
             case ClearAsked():
                 return [ClearDone(event.ticket, self._cache.clear())]
             case Tick():
@@ -102,7 +105,7 @@ class Engine:
         message = event.message
         first = self._registration.seen(event.now, event.to.client, getattr(message, "instance_id", None))
         if isinstance(message, m.Ping):
-            return [Reply(event.to, self._registration.ping(message, first=first))]
+            return [Reply(event.to, self._registration.ping(event.to.client, message, first=first))]
         try:
             return self._handlers[type(message)](event, message)
         except RefusedError as refusal:

@@ -25,7 +25,7 @@ _MEMO_BYTES: Final = 64 << 20
 _MEMO_ENTRY_OVERHEAD: Final = 400
 """Bytes an entry costs besides its encoded tokens: two hashes, the head, the tuples and the table."""
 _HEAD_BYTES: Final = 32
-"""How many leading bytes find a candidate; the whole chunk is compared after that."""
+"""How many leading bytes find a candidate; the whole chunk is compared after that. Shorter ones are not remembered."""
 
 _ints = msgspec.msgpack.Decoder(list[int])
 
@@ -143,7 +143,8 @@ class _Memo:
         return known if known is not None and encoded.startswith(known.encoded, position) else None
 
     def add(self, parent: bytes, encoded: bytes, digest: bytes) -> None:
-        self._put((parent, encoded[:_HEAD_BYTES]), _Known(encoded, digest))
+        if len(encoded) >= _HEAD_BYTES:
+            self._put((parent, encoded[:_HEAD_BYTES]), _Known(encoded, digest))
 
     def _put(self, place: tuple[bytes, bytes], known: _Known) -> None:
         self._young[place] = known

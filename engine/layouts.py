@@ -197,6 +197,7 @@ def read_kv_layout(kv_caches: bytes, layout_hints: bytes, group_infos: bytes, ch
     kv_layout = hints.kv_layout or ("HND" if device == "cpu" else "NHD")
     layers = _read_layers(descriptors, kv_layout)
     groups = tuple(_group(info, layers, chunk_size, len(infos)) for info in infos)
+    _check_coverage(groups, len(layers))
     return KVLayout(
         descriptors=descriptors,
         groups=groups,
@@ -385,6 +386,13 @@ def _group(info: GroupInfo, layers: tuple[Layer, ...], chunk_size: int, infos: i
     if len({layer.num_blocks for layer in members}) > 1:
         raise LayoutError(f"the layers of {where} differ in their number of blocks")
     return Group(members, indices, tokens, chunk_size // tokens, members[0].num_blocks)
+
+
+def _check_coverage(groups: Sequence[Group], tensors: int) -> None:
+    """A tensor outside of all groups would be left as it is by a retrieve that says it restored everything."""
+    missing = set(range(tensors)).difference(*(group.layer_indices for group in groups))
+    if missing:
+        raise LayoutError(f"tensors {sorted(missing)} belong to no group")
 
 
 def _unsupported(infos: Sequence[GroupInfo]) -> str | None:

@@ -20,7 +20,7 @@ from engine.wire.messages import (
     Slot,
     StoreSlots,
 )
-from engine.workers import Reservation, Worker, Workers
+from engine.workers import Pin, Reservation, Worker, Workers
 
 
 class Lending:
@@ -72,7 +72,7 @@ class Lending:
         if not chunks.count:
             raise RefusedError("the range to retrieve is empty")
         entries = take_readable(self._cache, self._sessions, message.key.request_id, chunks)
-        worker.pins.setdefault(chunks.range, []).append(entries)
+        worker.pins.setdefault(chunks.range, []).append(Pin(entries, chunks.suffix_first))
         slots = RetrieveSlots([_slot(entry, layout) for entry in entries])
         return [Reply(event.to, PrepareRetrieveReply(True, context=slots))]
 
@@ -82,7 +82,6 @@ class Lending:
         pins = worker.pins.get(chunks.range)
         if pins:
             self._release(pins.pop(0))
-            self._cache.touch(chunks.suffix_first)
             if not pins:
                 del worker.pins[chunks.range]
         return [Reply(event.to, True)]
@@ -92,8 +91,8 @@ class Lending:
         for reservation in worker.reservations.values():
             self._abort(reservation)
         for pins in worker.pins.values():
-            for entries in pins:
-                self._release(entries)
+            for pin in pins:
+                self._release(pin)
         worker.reservations.clear()
         worker.pins.clear()
 
@@ -117,9 +116,10 @@ class Lending:
         for entry in reservation.entries if reservation else ():
             self._cache.abort(entry)
 
-    def _release(self, entries: list[Entry]) -> None:
-        for entry in reversed(entries):
+    def _release(self, pin: Pin) -> None:
+        for entry in reversed(pin.entries):
             self._cache.release(entry)
+        self._cache.touch(pin.suffix_first)
 
 
 def _slot(entry: Entry, layout: SlotLayout) -> Slot:

@@ -57,10 +57,10 @@ class Lookups:
         session = self._sessions.get(client, key.request_id)
         if session is None or key.start >= key.end:
             return
-        session.collected = True
         size = self._prompts.chunk_size
         chunks, hashes = self._prompts.prefix(key)
         wanted = list(hashes)[-(-max(0, key.start) // size) : chunks]
+        session.collected = True
         fingerprints = self._workers.fingerprints((key.model_name, key.world_size))
         spaces = self._namespaces(key, fingerprints)
         self._end_leases(session, [space + hash_ for hash_ in wanted for space in spaces])

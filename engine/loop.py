@@ -47,6 +47,8 @@ class Mailbox:
 
     def __init__(self) -> None:
         self._events: deque[Event] = deque()
+        self._lock = threading.Lock()
+        self._closed = False
         self.fd: Final = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
 
     def post(self, event: Event) -> None:
@@ -55,8 +57,10 @@ class Mailbox:
         self.wake()
 
     def wake(self) -> None:
-        """Makes the engine thread look; may be called from any thread."""
-        os.eventfd_write(self.fd, 1)
+        """Makes the engine thread look; may be called from any thread, and does nothing once it is closed."""
+        with self._lock:
+            if not self._closed:
+                os.eventfd_write(self.fd, 1)
 
     def take(self) -> list[Event]:
         """All events so far. Engine thread only."""
@@ -67,7 +71,10 @@ class Mailbox:
         return [self._events.popleft() for _ in range(len(self._events))]
 
     def close(self) -> None:
-        os.close(self.fd)
+        """The number of the descriptor may belong to another file from now on, which is why `wake` holds a lock."""
+        with self._lock:
+            self._closed = True
+            os.close(self.fd)
 
 
 class EngineLoop:

@@ -39,26 +39,33 @@ _payload_decoder = msgspec.msgpack.Decoder(EngineDrivenPayload)
 class Registration:
     """Who is there. Belongs to the engine thread.
 
-    `withdraw` takes back what a worker holds; it is called whenever one leaves, is replaced, or is gone.
+    `withdraw` takes back what a worker holds; it is called whenever one leaves, is replaced, or is gone. `is_copying`
+    says whether a copy of the blocks of an instance is under way, which can outlive its registration.
     """
 
     def __init__(
         self,
         workers: Workers,
         withdraw: Callable[[Worker], None],
+        is_copying: Callable[[int], bool],
         pool: RegisterEngineDrivenReply,
         chunk_size: int,
         liveness: Liveness,
     ) -> None:
         self._workers = workers
         self._withdraw = withdraw
+        self._is_copying = is_copying
         self._pool = pool
         self._chunk_size = chunk_size
         self._liveness = liveness
         self._last_mapping = 0
         self._mapping_replies: dict[int, list[ReplyTo]] = {}
-        self._unmapping_replies: dict[int, ReplyTo] = {}
+        self._unmapping: dict[int, int] = {}
+        """By instance: the newest of its mappings that are being let go of."""
+        self._unmapping_replies: dict[int, list[ReplyTo]] = {}
         self._connections = _Memory()
+        self._reconnected = _Memory()
+        """Connections that began with a ping, and have not been told yet."""
         self._told_unknown = _Memory()
         self._transfers_ended: str | None = None
 
@@ -69,22 +76,26 @@ class Registration:
             worker.last_seen = now
         return self._connections.add(client)
 
-    def ping(self, message: Ping, *, first: bool) -> bool:
+    def ping(self, client: bytes, message: Ping, *, first: bool) -> bool:
         """Whether the client may go on as if nothing had happened.
 
         False once tells it to drop what it waits for and to register again. That is due when its worker is unknown,
         since the server was restarted or took it for dead; and when its connection begins with a ping instead of the
-        questions every client starts with, since the replies to its old connection are lost.
+        questions every client starts with, since the replies to its old connection are lost. It is put off while the
+        worker's blocks are being copied: a client that is told uses them for something else at once.
         """
         instance_id = message.instance_id
-        reconnected = first and self._liveness.flag_reconnects
+        if first and self._liveness.flag_reconnects:
+            self._reconnected.add(client)
         if instance_id is None:
-            return not reconnected
+            return not self._reconnected.discard(client)
         worker = self._workers.get(instance_id)
-        if worker is None:
-            return not self._told_unknown.add(instance_id)
-        worker.pinged = True
-        return not reconnected
+        if worker is not None:
+            worker.pinged = True
+        if self._is_copying(instance_id):
+            return True
+        reconnected = self._reconnected.discard(client)
+        return not reconnected if worker is not None else not self._told_unknown.add(instance_id)
 
     def register_kv_cache(self, event: RequestArrived, message: RegisterKVCache) -> list[Effect]:
         """A worker whose blocks the server copies. Always answered as a success: the protocol knows no other answer."""
@@ -121,12 +132,11 @@ class Registration:
     def unregister(self, event: RequestArrived, message: UnregisterKVCache | UnregisterEngineDriven) -> list[Effect]:
         """A worker leaves; answered when no copy touches its memory any more."""
         worker = self._workers.get(message.instance_id)
-        if worker is None:
-            return [Reply(event.to, None)]
-        effects = self._remove(worker)
-        if worker.mapping_id is None or self._transfers_ended:
+        effects = self._remove(worker) if worker is not None else []
+        mapping_id = self._unmapping.get(message.instance_id)
+        if mapping_id is None or self._transfers_ended:
             return [*effects, Reply(event.to, None)]
-        self._unmapping_replies[worker.mapping_id] = event.to
+        self._unmapping_replies.setdefault(mapping_id, []).append(event.to)
         return effects
 
     def map_ended(self, mapping_id: int, problem: str | None) -> list[Effect]:
@@ -140,8 +150,8 @@ class Registration:
         return [_warning(worker), *effects] if problem else effects
 
     def unmap_ended(self, mapping_id: int) -> list[Effect]:
-        to = self._unmapping_replies.pop(mapping_id, None)
-        return [] if to is None else [Reply(to, None)]
+        self._unmapping = {instance: mapping for instance, mapping in self._unmapping.items() if mapping != mapping_id}
+        return [Reply(to, None) for to in self._unmapping_replies.pop(mapping_id, ())]
 
     def transfers_ended(self, problem: str) -> list[Effect]:
         """The transfer thread is gone: every worker whose blocks it copied is broken, now and from now on."""
@@ -201,7 +211,10 @@ class Registration:
         """Ends all that belongs to a worker. Its memory is let go behind the copies that still use it."""
         self._withdraw(worker)
         self._workers.remove(worker.instance_id)
-        return [] if worker.mapping_id is None else [Unmap(worker.mapping_id)]
+        if worker.mapping_id is None:
+            return []
+        self._unmapping[worker.instance_id] = worker.mapping_id
+        return [Unmap(worker.mapping_id)]
 
 
 class _Memory:
@@ -219,8 +232,11 @@ class _Memory:
             self._members.popitem(last=False)
         return new
 
-    def discard(self, member: object) -> None:
+    def discard(self, member: object) -> bool:
+        """Returns True if it was remembered."""
+        present = member in self._members
         self._members.pop(member, None)
+        return present
 
 
 def _worker(

@@ -51,5 +51,6 @@ def take_readable(cache: L1Cache, sessions: Sessions, request_id: str, chunks: C
     if missing:
         for entry in reversed(taken):
             cache.release(entry)
+        cache.touch(chunks.suffix_first)
         raise RefusedError(f"{missing} of {chunks.count} chunks to retrieve are not there")
     return taken

@@ -39,6 +39,15 @@ class Reservation:
     since: float
 
 
+@dataclass(slots=True)
+class Pin:
+    """Objects lent to a worker for reading."""
+
+    entries: list[Entry]
+    suffix_first: list[bytes]
+    """Keys of the whole prefix up to the last chunk, last chunk first, to be touched when they come back."""
+
+
 @dataclass(slots=True, eq=False)
 class Worker:
     """One registered worker. `layout` is None when its registration could not be understood."""
@@ -56,8 +65,8 @@ class Worker:
     mapping_id: int | None = None
     pinged: bool = False
     reservations: dict[Range, Reservation] = field(default_factory=dict)
-    pins: dict[Range, list[list[Entry]]] = field(default_factory=dict)
-    """Objects lent for reading; a list for each retrieve that was prepared and not committed."""
+    pins: dict[Range, list[Pin]] = field(default_factory=dict)
+    """One for each retrieve that was prepared and not committed."""
 
     @property
     def pair(self) -> Pair:

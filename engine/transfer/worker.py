@@ -54,7 +54,7 @@ class TransferWorker:
         self._tasks.put(task)
 
     def stop(self) -> None:
-        """Finishes the task at hand, drops the others, ends the thread and lets go of all memory."""
+        """Finishes the task at hand, drops the others and ends the thread."""
         self._stopping = True
         self._tasks.put(None)
         self._thread.join()

@@ -1,0 +1,123 @@
+"""An engine without threads, sockets or memory: what it wants done is done at once, or when a test says so."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from engine import EngineSettings, Liveness, StatusReport
+from engine.core import Engine
+from engine.events import Copy, CopyEnded, Effect, Event, Map, MapEnded, Reply, Tick, Unmap, UnmapEnded, Warn
+from engine.l1.cache import ALIGNMENT, L1Cache
+from engine.l1.policies.lru_policy import Policy
+from engine.wire import messages as m
+from engine.wire.codec import encode_value
+from tests.unit.engine.support import HANDLE, arrived, cpu_tensor, key, packed, register, unpacked
+
+POOL = m.RegisterEngineDrivenReply("pool", 1 << 20)
+TENSORS = [cpu_tensor([9, 2, 8, 8], shm_name=f"/{layer}") for layer in range(2)]
+"""Two layers, 9 blocks of 8 tokens, 512 bytes a chunk of 16 tokens and layer: each object occupies one slot."""
+SLOT = ALIGNMENT
+
+
+class Driver:
+    """Asks an engine and notes its effects. `now` is the time of everything that happens."""
+
+    def __init__(self, slots: int = 100, *, working: bool = True, liveness: Liveness | None = None) -> None:
+        """`slots`: L1 in slots of 4,096 bytes. `working`: what the engine wants done is done at once."""
+        settings = EngineSettings(chunk_size=16, liveness=liveness or Liveness())
+        self.cache = L1Cache(slots * SLOT, Policy())
+        self.engine = Engine(settings, self.cache, POOL)
+        self.now = 0.0
+        self.working = working
+        self.problem: str | None = None
+        """What goes wrong with the work."""
+        self.pending: list[Copy | Map | Unmap] = []
+        self.done: list[Copy | Map | Unmap] = []
+        self.replies: dict[bytes, Any] = {}
+        """By uid."""
+        self.warnings: list[str] = []
+
+    def start(self, message: m.Message, *, client: bytes = b"c", waited: float = 0.0) -> bytes:
+        """Asks; returns the uid."""
+        event = arrived(message, self.now, client=client, waited=waited)
+        self.handle(event)
+        return event.to.uid
+
+    def ask(self, message: m.Message, *, client: bytes = b"c", waited: float = 0.0) -> Any:
+        """The answer as a client reads it; None for one without a value."""
+        return self.replies[self.start(message, client=client, waited=waited)]
+
+    def handle(self, event: Event) -> list[Effect]:
+        effects = self.engine.handle(event)
+        for effect in effects:
+            if isinstance(effect, Reply):
+                assert effect.to.uid not in self.replies, "a second reply"
+                self.replies[effect.to.uid] = None if effect.value is None else unpacked(encode_value(effect.value))
+            elif isinstance(effect, Warn):
+                self.warnings.append(effect.text)
+            elif isinstance(effect, Copy | Map | Unmap):
+                self.pending.append(effect)
+        if self.working:
+            self.work()
+        return effects
+
+    def work(self) -> None:
+        """Does all that the engine wants done."""
+        while self.pending:
+            task = self.pending.pop(0)
+            self.done.append(task)
+            match task:
+                case Copy():
+                    self.handle(CopyEnded(self.now, task.job_id, self.problem))
+                case Map():
+                    self.handle(MapEnded(self.now, task.mapping_id, self.problem))
+                case Unmap():
+                    self.handle(UnmapEnded(self.now, task.mapping_id))
+
+    def tick(self, seconds: float) -> None:
+        """Time passes."""
+        self.now += seconds
+        self.handle(Tick(self.now))
+
+    def report(self) -> StatusReport:
+        return self.engine.report(failed_requests=0, dropped_messages=0, dropped_replies=0)
+
+    # What clients do.
+
+    def register(self, instance_id: int = 1, bodies: Sequence[object] = TENSORS, **more: Any) -> None:
+        assert self.ask(register(instance_id, bodies, **more)) is None
+
+    def store(self, tokens: Sequence[int], instance_id: int = 1, block_ids: Any = None, **more: Any) -> Any:
+        wanted = key(tokens, worker_id=more.pop("worker_id", 0), **more)
+        blocks = [list(range(1, 1 + (wanted.end - wanted.start) // 8))] if block_ids is None else block_ids
+        return self.ask(m.Store(wanted, instance_id, blocks, HANDLE))
+
+    def retrieve(
+        self, tokens: Sequence[int], instance_id: int = 1, *, skip: int = 0, waited: float = 0.0, **more: Any
+    ) -> Any:
+        wanted = key(tokens, worker_id=more.pop("worker_id", 0), **more)
+        blocks = [list(range(1, 1 + (wanted.end - wanted.start) // 8))]
+        return self.ask(m.Retrieve(wanted, instance_id, blocks, HANDLE, skip), waited=waited)
+
+    def lookup(self, tokens: Sequence[int], *, client: bytes = b"c", **more: Any) -> int:
+        """The number of chunks found."""
+        wanted = key(tokens, **more)
+        assert self.ask(m.Lookup(wanted, packed(1)), client=client) is None
+        found = self.ask(m.QueryPrefetchStatus(wanted.request_id), client=client)
+        assert isinstance(found, int)
+        return found
+
+    def free(self, tokens: Sequence[int], *, client: bytes = b"c", **more: Any) -> None:
+        assert self.ask(m.FreeLookupLocks(key(tokens, **more), packed(1)), client=client) is None
+
+    def end(self, request_id: str = "r", *, client: bytes = b"c") -> None:
+        assert self.ask(m.EndSession(request_id), client=client) is None
+
+    @property
+    def leased(self) -> int:
+        return self.cache.objects_in_use[0]
+
+    @property
+    def reserved(self) -> int:
+        return self.cache.objects_in_use[1]

@@ -1,0 +1,301 @@
+"""The engine thread's loop, one step at a time on the test's own thread; the clock stands still."""
+
+from __future__ import annotations
+
+import select
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from typing import Any
+
+import pytest
+import zmq
+
+from engine import Cleared, EngineStoppedError
+from engine.core import Engine
+from engine.events import (
+    ClearAsked,
+    ClearDone,
+    Copy,
+    CopyEnded,
+    Effect,
+    Event,
+    Map,
+    Reply,
+    RequestArrived,
+    Tick,
+    TransfersEnded,
+    Unmap,
+    UnmapEnded,
+    Warn,
+)
+from engine.loop import EngineLoop, Mailbox
+from engine.wire import messages as m
+from engine.wire.router import Router
+from tests.unit.engine.driver import Driver
+from tests.unit.engine.support import Client, FakeClock, key, unpacked
+
+COPY = Copy(1, 1, "store", [[1]], ())
+
+
+class FakeEngine:
+    """Notes what happens, and wants what a test says."""
+
+    def __init__(self) -> None:
+        self.events: list[Event] = []
+        self.wants: Callable[[Event], list[Effect]] = lambda event: []
+
+    def handle(self, event: Event) -> list[Effect]:
+        self.events.append(event)
+        return self.wants(event)
+
+    def report(self, **counted: int) -> Any:
+        return counted
+
+
+class FakeTransfers:
+    def __init__(self) -> None:
+        self.submitted: list[object] = []
+        self.stopped = 0
+        self.on_stop: Callable[[], None] = lambda: None
+
+    def submit(self, task: object) -> None:
+        self.submitted.append(task)
+
+    def stop(self) -> None:
+        self.stopped += 1
+        self.on_stop()
+
+
+class Bench:
+    """A loop with a fake engine behind a real socket."""
+
+    def __init__(self, context: zmq.Context[zmq.Socket[bytes]]) -> None:
+        self.engine = FakeEngine()
+        self.transfers = FakeTransfers()
+        self.clock = FakeClock()
+        self.warnings: list[str] = []
+        self.mailbox = Mailbox()
+        self.router = Router(context, "127.0.0.1", 0, self.warnings.append)
+        self.client = Client(context, self.router.endpoint)
+        self.loop = EngineLoop(self.engine, self.router, self.mailbox, self.transfers, self.clock)  # type: ignore[arg-type]
+
+    def arrive(self, *messages: m.Message) -> None:
+        """Requests that have arrived, and wait."""
+        for message in messages:
+            self.client.start(message)
+        assert self.router.socket.poll(20_000)
+
+    def close(self) -> None:
+        self.client.close()
+        self.router.close()
+        self.mailbox.close()
+
+
+@pytest.fixture
+def bench() -> Iterator[Bench]:
+    with zmq.Context() as context:
+        made = Bench(context)
+        yield made
+        made.close()
+
+
+class Poller:
+    """Says of each poll what was there, after so many seconds."""
+
+    def __init__(self, clock: FakeClock, *answers: tuple[list[object], float]) -> None:
+        self._clock = clock
+        self._answers = list(answers)
+        self.timeouts: list[int] = []
+
+    def poll(self, timeout: int) -> list[object]:
+        self.timeouts.append(timeout)
+        found, seconds = self._answers.pop(0)
+        self._clock.now += seconds
+        return found
+
+
+class TestMailbox:
+    @pytest.fixture
+    def mailbox(self) -> Iterator[Mailbox]:
+        made = Mailbox()
+        yield made
+        made.close()
+
+    def test_events_are_taken_in_order_and_once(self, mailbox: Mailbox) -> None:
+        events: list[Event] = [Tick(float(number)) for number in range(3)]
+        for event in events:
+            mailbox.post(event)
+        assert mailbox.take() == events
+        assert mailbox.take() == []
+
+    def test_it_is_readable_while_there_is_something(self, mailbox: Mailbox) -> None:
+        def readable() -> bool:
+            return bool(select.select([mailbox.fd], [], [], 0)[0])
+
+        assert not readable()
+        mailbox.post(Tick(1.0))
+        mailbox.wake()
+        assert readable()
+        mailbox.take()
+        assert not readable()
+
+    def test_being_woken_without_an_event_is_no_matter(self, mailbox: Mailbox) -> None:
+        mailbox.wake()
+        assert mailbox.take() == []
+
+
+def test_a_request_that_waited_may_have_come_since_the_last_look(bench: Bench) -> None:
+    bench.arrive(m.Noop())
+    bench.clock.now += 7
+    bench.loop._wait(Poller(bench.clock, ([1], 0)))  # type: ignore[arg-type]
+    bench.loop._step()
+    [request] = [event for event in bench.engine.events if isinstance(event, RequestArrived)]
+    assert (request.received, request.now) == (1000.0, 1007.0)
+
+
+def test_a_request_that_was_waited_for_has_just_come(bench: Bench) -> None:
+    bench.arrive(m.Noop())
+    bench.clock.now += 7
+    bench.loop._wait(Poller(bench.clock, ([], 0), ([1], 2)))  # type: ignore[arg-type]
+    bench.loop._step()
+    [request] = [event for event in bench.engine.events if isinstance(event, RequestArrived)]
+    assert (request.received, request.now) == (1009.0, 1009.0)
+
+
+def test_it_waits_no_longer_than_until_the_next_tick(bench: Bench) -> None:
+    bench.clock.now += 0.25
+    poller = Poller(bench.clock, ([], 0), ([], 0), ([], 0), ([], 0))
+    bench.loop._wait(poller)  # type: ignore[arg-type]
+    bench.clock.now += 5
+    bench.loop._wait(poller)  # type: ignore[arg-type]
+    assert poller.timeouts == [0, 750, 0, 0]
+
+
+def test_time_is_told_once_a_second(bench: Bench) -> None:
+    for _ in range(8):
+        bench.clock.now += 0.5
+        bench.loop._step()
+    assert bench.engine.events == [Tick(1001.0), Tick(1002.0), Tick(1003.0), Tick(1004.0)]
+
+
+def test_finished_work_comes_before_new_requests(bench: Bench) -> None:
+    bench.arrive(m.Noop())
+    bench.mailbox.post(CopyEnded(1000.0, 1, None))
+    bench.loop._step()
+    assert [type(event) for event in bench.engine.events] == [CopyEnded, RequestArrived]
+
+
+def test_a_flood_of_requests_does_not_keep_finished_work_waiting(bench: Bench) -> None:
+    bench.arrive(*[m.Noop()] * 200)
+    seen = 0
+    while seen < 200:
+        assert bench.router.socket.poll(20_000)
+        bench.loop._step()
+        assert len(bench.engine.events) - seen <= 64
+        seen = len(bench.engine.events)
+
+
+def test_everything_the_engine_wants_is_done(bench: Bench) -> None:
+    layout: Any = None
+    wanted: list[Effect] = [COPY, Map(1, layout), Unmap(1), Warn("careful")]
+
+    def want(event: Event) -> list[Effect]:
+        assert isinstance(event, RequestArrived)
+        return [*wanted, Reply(event.to, "done")]
+
+    bench.engine.wants = want
+    bench.arrive(m.Noop())
+    bench.loop._step()
+    assert unpacked(bench.client.receive()[2]) == "done"
+    assert bench.transfers.submitted == wanted[:3]
+    assert bench.warnings == ["careful"]
+
+
+def test_a_defect_costs_one_request_its_answer_and_nobody_else(bench: Bench) -> None:
+    def want(event: Event) -> list[Effect]:
+        assert isinstance(event, RequestArrived)
+        if isinstance(event.message, m.CommitStore | m.QueryPrefetchStatus):
+            raise KeyError("a defect")
+        return [Reply(event.to, "OK")]
+
+    bench.engine.wants = want
+    bench.arrive(m.QueryPrefetchStatus("r"), m.Noop())
+    answers = []
+    while len(answers) < 2:
+        bench.loop._step()
+        while bench.client._socket.poll(10):
+            answers.append(unpacked(bench.client.receive()[2]))
+    assert answers == [0, "OK"]
+    assert bench.router.failed_requests == 1
+
+
+def test_a_new_report_is_published_after_every_step(bench: Bench) -> None:
+    bench.clock.now += 3
+    bench.loop._step()
+    made, report = bench.loop.published
+    assert made == 1003.0
+    assert report == {"failed_requests": 0, "dropped_messages": 0, "dropped_replies": 0}
+
+
+def test_a_clear_is_answered_by_the_engine(bench: Bench) -> None:
+    bench.engine.wants = lambda event: (
+        [ClearDone(event.ticket, Cleared(event.ticket, 5))] if isinstance(event, ClearAsked) else []
+    )
+    futures = [bench.loop.clear() for _ in range(2)]
+    futures[0].cancel()
+    bench.loop._step()
+    assert futures[1].result(0) == Cleared(1, 5)
+
+
+def test_a_clear_after_the_stop_is_called_off(bench: Bench) -> None:
+    bench.loop.stop()
+    assert bench.loop.clear().cancelled()
+
+
+def test_at_the_end_whoever_waits_is_answered(bench: Bench) -> None:
+    """What the transfers still finish is told to the engine, and then that nothing more will."""
+    bench.transfers.on_stop = lambda: bench.mailbox.post(UnmapEnded(1000.0, 1))
+    waiting: Future[Cleared] = bench.loop.clear()
+    called_off = bench.loop.clear()
+    called_off.cancel()
+    bench.loop.stop()
+    bench.loop.run()
+    assert [type(event) for event in bench.engine.events] == [ClearAsked, ClearAsked, UnmapEnded, TransfersEnded]
+    assert isinstance(waiting.exception(0), EngineStoppedError)
+    assert bench.router.socket.closed
+
+
+def test_the_last_answers_have_a_second_to_leave(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    lingers: list[float] = []
+    monkeypatch.setattr(bench.router, "close", lingers.append)
+    bench.loop.stop()
+    bench.loop.run()
+    monkeypatch.undo()
+    assert lingers == [1.0]
+
+
+def test_at_the_end_a_real_engine_answers_what_was_asked_before(bench: Bench) -> None:
+    driver = Driver()
+    driver.register()
+    bench.loop._engine = engine = driver.engine
+    assert isinstance(engine, Engine)
+    bench.arrive(m.Store(key(range(16), worker_id=0), 1, [[1, 2]], b""))
+    bench.loop._step()
+    assert len(bench.transfers.submitted) == 1
+    bench.loop.stop()
+    bench.loop.run()
+    assert unpacked(bench.client.receive()[2]) == [b"", False]
+
+
+def test_the_transfers_are_ended_and_the_socket_closed_even_if_the_engine_fails(bench: Bench) -> None:
+    def fail(event: Event) -> list[Effect]:
+        raise RuntimeError("a broken invariant")
+
+    bench.engine.wants = fail
+    waiting = bench.loop.clear()
+    with pytest.raises(RuntimeError, match="a broken invariant"):
+        bench.loop.run()
+    assert bench.transfers.stopped == 1
+    assert bench.router.socket.closed
+    assert isinstance(waiting.exception(0), EngineStoppedError)
+    assert bench.loop.clear().cancelled()

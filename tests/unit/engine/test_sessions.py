@@ -1,0 +1,82 @@
+"""Sessions hold leases for requests, each share once."""
+
+from __future__ import annotations
+
+from engine.l1.cache import Entry
+from engine.sessions import Session, Sessions, give_back
+
+
+def entry(key: bytes) -> Entry:
+    return Entry(key, 0, 4096)
+
+
+def session(client: bytes, request_id: str, **leases: int) -> Session:
+    made = Session(client, request_id, 0.0)
+    made.leases = {key.encode(): (entry(key.encode()), count) for key, count in leases.items()}
+    return made
+
+
+def test_request_ids_are_unique_within_a_connection_only() -> None:
+    sessions = Sessions()
+    one, other = session(b"1", "r"), session(b"2", "r")
+    sessions.add(one)
+    sessions.add(other)
+    assert len(sessions) == 2
+    assert sessions.get(b"1", "r") is one
+    assert sessions.get(b"2", "r") is other
+    assert sessions.get(b"3", "r") is None
+
+
+def test_a_share_is_taken_once_for_each_reader() -> None:
+    sessions = Sessions()
+    sessions.add(session(b"1", "r", a=2))
+    assert sessions.take("r", b"a") is not None
+    assert sessions.take("r", b"a") is not None
+    assert sessions.take("r", b"a") is None
+
+
+def test_a_share_belongs_to_its_request_and_object() -> None:
+    sessions = Sessions()
+    sessions.add(session(b"1", "r", a=1))
+    assert sessions.take("r", b"b") is None
+    assert sessions.take("other", b"a") is None
+    assert sessions.take("r", b"a") is not None
+
+
+def test_where_two_connections_have_the_request_nobody_knows_whose_share_to_take() -> None:
+    sessions = Sessions()
+    other = session(b"2", "r", b=1)
+    sessions.add(session(b"1", "r", a=1))
+    sessions.add(other)
+    assert sessions.take("r", b"b") is None
+    held = sessions.held("r", b"b")
+    assert held is not None
+    assert held.key == b"b"
+    assert sessions.held("r", b"c") is None
+    assert sessions.held("other", b"b") is None
+    sessions.remove(other)
+    assert sessions.take("r", b"a") is not None
+
+
+def test_a_removed_session_gives_nothing() -> None:
+    sessions = Sessions()
+    one, other = session(b"1", "r", a=1), session(b"2", "r")
+    sessions.add(one)
+    sessions.add(other)
+    sessions.remove(one)
+    assert list(sessions) == [other]
+    assert sessions.take("r", b"a") is None
+    sessions.remove(other)
+    assert sessions.take("r", b"a") is None
+    assert len(sessions) == 0
+
+
+def test_what_is_given_back_is_what_is_left() -> None:
+    one = session(b"1", "r", a=3, b=1, c=1)
+    sessions = Sessions()
+    sessions.add(one)
+    sessions.take("r", b"a")
+    sessions.take("r", b"b")
+    assert [(held.key, count) for held, count in give_back(one, [b"a", b"b", b"x"])] == [(b"a", 2)]
+    assert give_back(one, [b"a", b"b"]) == []
+    assert list(one.leases) == [b"c"]

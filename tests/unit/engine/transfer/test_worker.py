@@ -1,0 +1,184 @@
+"""The transfer thread: tasks in order, one event for each, and what failures do to it."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from queue import Empty, SimpleQueue
+
+import pytest
+
+from engine.events import Copy, CopyEnded, Event, Map, MapEnded, TransfersEnded, Unmap, UnmapEnded
+from engine.layouts import KVLayout, read_kv_layout
+from engine.transfer.worker import TransferWorker
+from tests.support.polling import until
+from tests.unit.engine.support import FakeClock, cpu_tensor, extensions, group, packed
+
+LAYOUT: KVLayout = read_kv_layout(extensions([cpu_tensor([4, 8, 4])]), packed({}), packed([group([0])]), 16)
+
+
+class FakeCopier:
+    """Does nothing, or what a test wants, and notes who called."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[str, object]] = []
+        self.threads: set[str] = set()
+        self.on_prepare: Callable[[], None] = lambda: None
+        self.on_copy: Callable[[Copy], None] = lambda job: None
+        self.on_map: Callable[[int], None] = lambda mapping_id: None
+
+    def prepare_thread(self) -> None:
+        self._note("prepare", None)
+        self.on_prepare()
+
+    def map(self, mapping_id: int, layout: KVLayout) -> None:
+        self._note("map", mapping_id)
+        self.on_map(mapping_id)
+
+    def unmap(self, mapping_id: int) -> None:
+        self._note("unmap", mapping_id)
+        self.on_map(mapping_id)
+
+    def copy(self, job: Copy) -> None:
+        self._note("copy", job.job_id)
+        self.on_copy(job)
+
+    def _note(self, what: str, which: object) -> None:
+        self.calls.append((what, which))
+        self.threads.add(threading.current_thread().name)
+
+
+class Events:
+    """What the worker posts."""
+
+    def __init__(self) -> None:
+        self._queue: SimpleQueue[Event] = SimpleQueue()
+        self.post = self._queue.put
+
+    def next(self) -> Event:
+        return self._queue.get(timeout=20)
+
+    def rest(self) -> list[Event]:
+        found = []
+        while True:
+            try:
+                found.append(self._queue.get_nowait())
+            except Empty:
+                return found
+
+
+@pytest.fixture
+def copier() -> FakeCopier:
+    return FakeCopier()
+
+
+@pytest.fixture
+def events() -> Events:
+    return Events()
+
+
+@pytest.fixture
+def worker(copier: FakeCopier, events: Events) -> Iterator[TransferWorker]:
+    made = TransferWorker(copier, events.post, FakeClock())
+    yield made
+    made.stop()
+
+
+def copy(job_id: int) -> Copy:
+    return Copy(job_id, 1, "store", [[1, 2]], ())
+
+
+def fail(error: BaseException) -> Callable[[object], None]:
+    def raise_it(_: object) -> None:
+        raise error
+
+    return raise_it
+
+
+def test_every_task_is_answered_in_order(worker: TransferWorker, copier: FakeCopier, events: Events) -> None:
+    for task in (Map(1, LAYOUT), copy(7), copy(8), Unmap(1)):
+        worker.submit(task)
+    worker.start()
+    assert [events.next() for _ in range(4)] == [
+        MapEnded(1000.0, 1, None),
+        CopyEnded(1000.0, 7, None),
+        CopyEnded(1000.0, 8, None),
+        UnmapEnded(1000.0, 1),
+    ]
+    assert copier.calls == [("prepare", None), ("map", 1), ("copy", 7), ("copy", 8), ("unmap", 1)]
+
+
+def test_all_work_is_done_on_one_thread(worker: TransferWorker, copier: FakeCopier, events: Events) -> None:
+    worker.start()
+    for task in (Map(1, LAYOUT), copy(7), Unmap(1)):
+        worker.submit(task)
+        events.next()
+    assert copier.threads == {"transfer"}
+
+
+@pytest.mark.parametrize(
+    ("error", "problem"),
+    [(ValueError("the reason"), "the reason"), (ValueError(), "ValueError()"), (MemoryError("too much"), "too much")],
+)
+def test_a_failed_task_says_why_and_the_next_one_is_done(
+    worker: TransferWorker, copier: FakeCopier, events: Events, error: Exception, problem: str
+) -> None:
+    worker.start()
+    copier.on_copy = copier.on_map = fail(error)
+    for task in (Map(1, LAYOUT), copy(7), Unmap(1)):
+        worker.submit(task)
+    assert events.next() == MapEnded(1000.0, 1, problem)
+    assert events.next() == CopyEnded(1000.0, 7, problem)
+    assert events.next() == UnmapEnded(1000.0, 1)
+    copier.on_copy = lambda job: None
+    worker.submit(copy(8))
+    assert events.next() == CopyEnded(1000.0, 8, None)
+
+
+def test_a_thread_that_dies_says_so_once(worker: TransferWorker, copier: FakeCopier, events: Events) -> None:
+    copier.on_copy = fail(SystemExit("enough"))
+    worker.submit(copy(7))
+    worker.submit(copy(8))
+    worker.start()
+    ended = events.next()
+    assert isinstance(ended, TransfersEnded)
+    assert "SystemExit('enough')" in ended.problem
+    worker.stop()
+    assert events.rest() == []
+    assert ("copy", 8) not in copier.calls
+
+
+def test_a_thread_that_cannot_begin_says_so(worker: TransferWorker, copier: FakeCopier, events: Events) -> None:
+    copier.on_prepare = lambda: fail(RuntimeError("no device"))(None)
+    worker.start()
+    ended = events.next()
+    assert isinstance(ended, TransfersEnded)
+    assert "no device" in ended.problem
+
+
+def test_stopping_finishes_the_task_at_hand_and_drops_the_others(
+    worker: TransferWorker, copier: FakeCopier, events: Events
+) -> None:
+    at_work, go_on = threading.Event(), threading.Event()
+
+    def work(job: Copy) -> None:
+        at_work.set()
+        assert go_on.wait(20)
+
+    copier.on_copy = work
+    worker.start()
+    worker.submit(copy(7))
+    worker.submit(copy(8))
+    assert at_work.wait(20)
+    stopper = threading.Thread(target=worker.stop)
+    stopper.start()
+    until(lambda: worker._stopping, "the worker has been told to stop")
+    go_on.set()
+    stopper.join(20)
+    assert events.rest() == [CopyEnded(1000.0, 7, None)]
+
+
+def test_stopping_twice_is_no_matter(worker: TransferWorker) -> None:
+    worker.start()
+    worker.stop()
+    worker.stop()
