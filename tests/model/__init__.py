@@ -1,0 +1,1 @@
+"""Hypothesis state machines for the cache and the engine, with the data in the oracle."""

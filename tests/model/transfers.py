@@ -1,0 +1,96 @@
+"""A simulated transfer thread: it does one thing after the other, at times that the test chooses."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+
+from engine.events import Copy, CopyEnded, Event, Map, MapEnded, TransfersEnded, Unmap, UnmapEnded
+from engine.layouts import KVLayout
+from tests.model.device import Device
+
+
+@dataclass(eq=False)
+class Task:
+    """One effect under way."""
+
+    effect: Copy | Map | Unmap
+    device: Device | None
+    """Whose memory it is about."""
+    moved: int = 0
+    """Pieces of a copy that have been moved."""
+
+
+class Transfers:
+    """What the engine has asked for and not been told the end of. Really moves bytes between devices and the arena."""
+
+    def __init__(self, arena: bytearray) -> None:
+        self.arena = arena
+        self.tasks: deque[Task] = deque()
+        self.ended = False
+        self._devices: dict[int, Device] = {}
+        """By mapping id, from the request to map until the request to unmap."""
+        self._mapped: set[int] = set()
+
+    def submit(self, effect: Copy | Map | Unmap, device: Device | None = None) -> Task:
+        """`device` is known for a Map only; the others name its mapping."""
+        assert not self.ended or isinstance(effect, Unmap), "asked a dead transfer thread: nobody will answer"
+        if isinstance(effect, Map):
+            assert isinstance(effect.layout, KVLayout)
+            assert effect.mapping_id not in self._devices
+            assert device is not None
+            self._devices[effect.mapping_id] = device
+        else:
+            assert effect.mapping_id in self._devices, "this mapping was let go of already"
+            device = self._devices[effect.mapping_id]
+        if isinstance(effect, Unmap):
+            del self._devices[effect.mapping_id]
+        task = Task(effect, device)
+        self.tasks.append(task)
+        return task
+
+    def copies_of(self, device: Device) -> int:
+        return sum(task.device is device and isinstance(task.effect, Copy) for task in self.tasks)
+
+    def move_piece(self, now: float) -> None:
+        """A part of the copy at hand, while the world goes on."""
+        task = self.tasks[0]
+        if isinstance(task.effect, Copy) and task.moved < len(task.effect.pieces):
+            self._move(task, task.effect, now)
+
+    def finish(self, now: float, problem: str | None) -> tuple[Task, Event]:
+        """Ends the task at hand, as a success unless there is a problem; time can be the problem."""
+        task = self.tasks.popleft()
+        effect = task.effect
+        match effect:
+            case Copy():
+                assert effect.mapping_id in self._mapped, "a copy of memory that is not mapped"
+                while problem is None and task.moved < len(effect.pieces):
+                    problem = self._move(task, effect, now)
+                return task, CopyEnded(now, effect.job_id, problem)
+            case Map():
+                if problem is None:
+                    self._mapped.add(effect.mapping_id)
+                return task, MapEnded(now, effect.mapping_id, problem)
+            case Unmap():
+                self._mapped.discard(effect.mapping_id)
+                return task, UnmapEnded(now, effect.mapping_id)
+
+    def end(self, now: float) -> Event:
+        """The thread dies, in the middle of whatever it does."""
+        self.ended = True
+        self.tasks.clear()
+        return TransfersEnded(now, "the transfer thread has ended")
+
+    def _move(self, task: Task, copy: Copy, now: float) -> str | None:
+        if copy.not_after is not None and now > copy.not_after:
+            return "too late"
+        assert task.device is not None
+        piece, size = copy.pieces[task.moved], task.device.shape.object_bytes
+        task.moved += 1
+        if copy.direction == "store":
+            self.arena[piece.offset : piece.offset + size] = task.device.gather(copy.block_ids, piece.chunk)
+        else:
+            data = bytes(self.arena[piece.offset : piece.offset + size])
+            task.device.scatter(copy.block_ids, piece.chunk, data, copy.skip_tokens)
+        return None

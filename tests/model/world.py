@@ -1,0 +1,282 @@
+"""The engine with a clock, a transfer thread and an oracle around it, and every request and reply on record."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from itertools import count
+from random import Random
+from typing import Any
+
+import msgspec
+from blake3 import blake3
+
+from engine.core import Engine
+from engine.events import (
+    Copy,
+    CopyEnded,
+    Event,
+    Map,
+    Reply,
+    ReplyTo,
+    RequestArrived,
+    Tick,
+    Unmap,
+    Warn,
+)
+from engine.keys import namespace
+from engine.l1.cache import L1Cache
+from engine.l1.policies.lru_policy import Policy
+from engine.settings import EngineSettings, Liveness
+from engine.status import StatusReport
+from engine.wire import messages as m
+from engine.wire.codec import BY_MESSAGE, encode_value
+from tests.model.cast import CHUNK, Role, Shape
+from tests.model.device import Device
+from tests.model.oracle import PAGE, Identity, Oracle
+from tests.model.parties import Job, Registration, Worker
+from tests.model.transfers import Task, Transfers
+
+REPLIES: dict[type[m.Message], Any] = {
+    m.Store: tuple[bytes, bool],
+    m.Retrieve: tuple[bytes, bool],
+    m.QueryPrefetchStatus: int,
+    m.WaitPrefetchStatus: int,
+    m.RegisterEngineDriven: m.RegisterEngineDrivenReply,
+    m.PrepareStore: m.PrepareStoreReply,
+    m.CommitStore: bool,
+    m.PrepareRetrieve: m.PrepareRetrieveReply,
+    m.CommitRetrieve: bool,
+    m.Ping: bool,
+}
+"""Type of the value frame; operations that are missing here are answered without one."""
+
+MAY_WAIT = (m.Store, m.Retrieve, m.RegisterKVCache, m.UnregisterKVCache, m.UnregisterEngineDriven)
+"""What may be answered after the transfer thread has done something; everything else is answered at once."""
+
+ROOT = blake3(bytes(12)).digest()
+
+
+class World:
+    """One engine and all around it; what its clients do is in the modules named after them."""
+
+    def __init__(self, pages: int, roles: Iterable[Role], liveness: Liveness) -> None:
+        self.now = 1000.0
+        self.random = Random(pages)
+        self.liveness = liveness
+        self.arena = bytearray(pages * PAGE)
+        self.transfers = Transfers(self.arena)
+        self.oracle = Oracle(self.arena, self._key_of)
+        self.roomy = pages >= 1000
+        """Nothing ever has to be evicted."""
+        self.policy = _WatchedPolicy(self.oracle.evict)
+        self.cache = L1Cache(len(self.arena), self.policy)
+        settings = EngineSettings(chunk_size=CHUNK, l1_size=len(self.arena), liveness=liveness)
+        self.pool = m.RegisterEngineDrivenReply("pool", len(self.arena))
+        self.engine = Engine(settings, self.cache, self.pool)
+        self.workers = [Worker(role, b"worker %d" % role.instance_id) for role in roles]
+        self.connections: set[bytes] = set()
+        self.owed_false: set[bytes] = set()
+        """Connections that began with a ping, and have not been told yet."""
+        self.told_unknown: set[int] = set()
+        """Unknown workers whose ping has been answered False."""
+        self.jobs: dict[int, Job] = {}
+        self.mappings: dict[int, Registration] = {}
+        self.opening: Device | None = None
+        """What the next request to map is about."""
+        self.sound = True
+        """False from an event until all has been checked, or for good if that failed."""
+        self._calls: dict[ReplyTo, tuple[m.Message, Callable[[Any], None]]] = {}
+        self._uids = count()
+        self._fingerprints: dict[str, bytes] = {}
+
+    # Requests
+
+    def send(
+        self, client: bytes, message: m.Message, check: Callable[[Any], None], received: float | None = None
+    ) -> list[Task]:
+        """Lets the engine handle a request; `check` is called with the value of its reply, now or later."""
+        operation = BY_MESSAGE[type(message)]
+        uid = msgspec.msgpack.encode(next(self._uids))
+        to = ReplyTo(client, uid, msgspec.msgpack.encode(operation.id or operation.name))
+        self._calls[to] = (message, check)
+        self.connections.add(client)
+        received = self.now if received is None else received
+        tasks = self._handle(RequestArrived(self.now, received, to, message))
+        if to in self._calls:
+            assert isinstance(message, MAY_WAIT), f"{message} was not answered"
+            assert self.transfers.tasks, f"nothing is under way that could end in an answer to {message}"
+        return tasks
+
+    def ask(self, client: bytes, message: m.Message) -> Any:
+        """The value of a reply that has to come at once."""
+        values: list[Any] = []
+        self.send(client, message, values.append)
+        assert values, f"{message} was not answered"
+        return values[0]
+
+    def tell(self, client: bytes, message: m.Message) -> None:
+        """A request that is answered at once, without a value."""
+        assert self.ask(client, message) is None
+
+    def seen(self, worker: Worker) -> None:
+        """The worker gives a sign of life."""
+        if worker.registration is not None:
+            worker.registration.seen = self.now
+
+    def knows(self, shape: Shape) -> None:
+        """A layout is used from now on."""
+        self._fingerprints.setdefault(shape.name, shape.fingerprint())
+
+    def layouts(self, pair: tuple[str, int]) -> set[str]:
+        """Under which a chunk has to be there to count; none if one of the workers could not serve its retrieve."""
+        known = [x.registration for x in self.workers if x.registration is not None and x.role.pair == pair]
+        return {x.shape.name for x in known} if all(x.state == "ready" for x in known) else set()
+
+    # Time, and the transfer thread
+
+    def pass_time(self, seconds: float) -> None:
+        self.now += seconds
+
+    def tick(self) -> None:
+        self.oracle.expire(self.now, self.liveness.lease_ttl, self.liveness.session_ttl)
+        for worker in self.workers:
+            if worker.registration is not None:
+                self._expire(worker, worker.registration)
+        self._handle(Tick(self.now))
+
+    def finish_transfer(self, problem: str | None = None) -> None:
+        """The transfer thread has done what it was at, or failed to."""
+        task, event = self.transfers.finish(self.now, problem)
+        job, done = None, False
+        if isinstance(event, CopyEnded):
+            job = self.jobs.pop(event.job_id)
+            # A store that took too long may have read blocks that had a new owner.
+            done = event.problem is None and not (job.is_store and self.now > job.not_after)
+            job.end(self.oracle, done=done)
+        elif isinstance(task.effect, Map):
+            registration = self.mappings.pop(task.effect.mapping_id)
+            if registration.state == "mapping":
+                registration.state = "broken" if problem else "ready"
+        self._handle(event)
+        assert job is None or job.blocks.outcome == [done]
+
+    def finish_transfers(self) -> None:
+        while self.transfers.tasks:
+            self.finish_transfer()
+
+    def end_transfers(self) -> None:
+        """The transfer thread dies."""
+        jobs = list(self.jobs.values())
+        for job in jobs:
+            job.end(self.oracle, done=False)
+        self.jobs.clear()
+        for worker in self.workers:
+            if worker.registration is not None and worker.registration.device is not None:
+                worker.registration.state = "broken"
+        self._handle(self.transfers.end(self.now))
+        assert all(job.blocks.outcome == [False] for job in jobs)
+        self._nobody_waits()
+
+    # Checks
+
+    def report(self) -> StatusReport:
+        return self.engine.report(failed_requests=0, dropped_messages=0, dropped_replies=0)
+
+    def state(self) -> object:
+        """What a refused request must leave as it was."""
+        report = replace(self.report(), failed_requests=0)
+        return report, {key: slot.offset for key, slot in self.oracle.present.items()}
+
+    def check(self) -> None:
+        self.oracle.check(self.cache.used, self.cache.capacity)
+        self.oracle.check_order(self.policy.victims())
+        report = self.report()
+        assert report.l1.total_object_count == len(self.oracle.present)
+        assert report.l1.evicted_objects == self.oracle.evicted
+        assert report.l1.reserved_object_count == len(self.oracle.writes)
+        assert report.l1.leased_object_count >= len(self.oracle.held()), "a promise is not backed by a lease"
+        assert report.running_transfers == len(self.jobs)
+        assert report.active_sessions == len(self.oracle.sessions)
+        known = {x.role.instance_id: x.registration.state for x in self.workers if x.registration is not None}
+        assert {x.instance_id: x.state for x in report.workers} == known
+        assert not (self.roomy and self.oracle.evicted)
+        self.sound = True
+
+    def wait_for_silence(self) -> None:
+        """Whoever has not left is taken for gone; nothing is left but what is cached."""
+        self.finish_transfers()
+        self._nobody_waits()
+        times = self.liveness
+        self.pass_time(1 + max(times.registration_grace, times.worker_timeout, times.session_ttl, times.lease_ttl))
+        self.tick()
+        self.check()
+        self.finish_transfers()
+        self.check()
+        report = self.report()
+        assert (report.l1.leased_object_count, report.l1.reserved_object_count) == (0, 0), "something is held for ever"
+        assert report.workers == ()
+        assert self.cache.used == sum(len(slot.pages) * PAGE for slot in self.oracle.present.values())
+
+    def _nobody_waits(self) -> None:
+        waiting = [message for message, _ in self._calls.values()]
+        assert not waiting, f"nobody will answer {waiting}"
+
+    # What time and the engine do
+
+    def _expire(self, worker: Worker, registration: Registration) -> None:
+        for lent in registration.lent.values():
+            if self.now - lent.since > self.liveness.reservation_ttl:
+                for slot in lent.slots:
+                    slot.void = True
+        patience = self.liveness.worker_timeout if registration.pinged else self.liveness.registration_grace
+        if self.now - registration.seen > patience:
+            registration.withdraw(self.oracle)
+            worker.registration = None
+
+    def _handle(self, event: Event) -> list[Task]:
+        """What the engine has asked the transfer thread for."""
+        self.sound = False
+        tasks = []
+        for effect in self.engine.handle(event):
+            match effect:
+                case Reply():
+                    assert effect.to in self._calls, f"a second reply: {effect}"
+                    message, check = self._calls.pop(effect.to)
+                    check(_on_the_wire(message, effect.value))
+                case Copy() | Unmap():
+                    tasks.append(self.transfers.submit(effect))
+                case Map():
+                    tasks.append(self.transfers.submit(effect, self.opening))
+                case Warn():
+                    assert effect.text
+        return tasks
+
+    def _key_of(self, identity: Identity) -> bytes:
+        hash_ = ROOT
+        for start in range(0, len(identity.tokens), CHUNK):
+            words = b"".join(token.to_bytes(4, "big") for token in identity.tokens[start : start + CHUNK])
+            hash_ = blake3(hash_ + words).digest()
+        fingerprint = self._fingerprints[identity.layout]
+        return namespace(identity.model, identity.world_size, identity.shard, fingerprint, identity.salt) + hash_
+
+
+class _WatchedPolicy(Policy):
+    """The LRU policy; tells of every eviction."""
+
+    def __init__(self, evicted: Callable[[bytes], None]) -> None:
+        super().__init__()
+        self._evicted = evicted
+
+    def remove(self, key: bytes) -> None:
+        super().remove(key)
+        self._evicted(key)
+
+
+def _on_the_wire(message: m.Message, value: Any) -> Any:
+    """The value as a client reads it, which is strict about types."""
+    kind = REPLIES.get(type(message))
+    if kind is None:
+        assert value is None, f"{message} is answered {value}"
+        return None
+    return msgspec.msgpack.decode(encode_value(value), type=kind, strict=True)
