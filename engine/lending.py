@@ -49,7 +49,7 @@ class Lending:
         return [Reply(event.to, PrepareStoreReply(StoreSlots(slots, [index for index, _ in reserved])))]
 
     def commit_store(self, event: RequestArrived, message: CommitStore) -> list[Effect]:
-        """Publishes what was lent for writing. Raises RefusedError."""
+        """Publishes what was lent for writing, unless a clear or its age has dropped it. Raises RefusedError."""
         worker, _, chunks = self._resolve(message.instance_id, message.key)
         reservation = worker.reservations.pop(chunks.range, None)
         if message.data:
@@ -61,10 +61,11 @@ class Lending:
             return [Warn(warning), Reply(event.to, False)]
         if reservation is None:
             return [Reply(event.to, False)]
+        published = all(entry.visible for entry in reservation.entries)
         for entry in reversed(reservation.entries):
             self._cache.commit(entry)
         self._cache.touch(reservation.suffix_first)
-        return [Reply(event.to, True)]
+        return [Reply(event.to, published)]
 
     def prepare_retrieve(self, event: RequestArrived, message: PrepareRetrieve) -> list[Effect]:
         """Lends every chunk of the range for reading, or none. Uses up this request's leases; raises RefusedError."""

@@ -55,7 +55,8 @@ def commit_store(world: World, worker: Worker, lent: Lent, data: bytes = b"") ->
         world.oracle.end_write(slot, written=not data)
     world.seen(worker)
     message = m.CommitStore(worker.key(lent.request, lent.start, lent.end), worker.role.instance_id, data)
-    assert world.ask(worker.client, message) is (not data)
+    published = not data and not any(slot.void for slot in lent.slots)
+    assert world.ask(worker.client, message) is published
 
 
 def commit_nothing(world: World, worker: Worker, request: Request, start: int, end: int) -> None:
