@@ -24,7 +24,7 @@ class Liveness:
     reservation_ttl: float = 600.0
     """Age at which a slot lent for writing can no longer be committed."""
     retrieve_max_age: float = 10.0
-    """Age at which a retrieve is refused rather than written: its blocks may have a new owner."""
+    """Age at which a retrieve is refused, and a store that still runs is dropped: the blocks may have a new owner."""
     flag_reconnects: bool = True
     """Answer False once to a connection whose first message is a ping, so that it drops replies it will never get."""
 
