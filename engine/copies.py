@@ -10,11 +10,9 @@ from engine.layouts import KVLayout
 from engine.prompts import Chunks, Prompts, RefusedError
 from engine.sessions import Sessions
 from engine.slots import reserve_missing, take_readable
+from engine.transfer.plan import NULL_BLOCK
 from engine.wire.messages import Retrieve, Store, TransferReply
 from engine.workers import Worker, Workers
-
-NULL_BLOCK = 0
-"""vLLM's block without content: never stored, never written."""
 
 
 @dataclass(slots=True)
@@ -33,14 +31,12 @@ class _Job:
 class Copies:
     """The worker's side of the protocol where the server copies. Belongs to the engine thread."""
 
-    def __init__(
-        self, cache: L1Cache, sessions: Sessions, workers: Workers, prompts: Prompts, retrieve_max_age: float
-    ) -> None:
+    def __init__(self, cache: L1Cache, sessions: Sessions, workers: Workers, prompts: Prompts, max_age: float) -> None:
         self._cache = cache
         self._sessions = sessions
         self._workers = workers
         self._prompts = prompts
-        self._retrieve_max_age = retrieve_max_age
+        self._max_age = max_age
         self.skipped_stores = 0
         self._jobs: dict[int, _Job] = {}
         self._last_job = 0
@@ -62,11 +58,7 @@ class Copies:
         reserved = reserve_missing(self._cache, chunks, layout.object_bytes, skip)
         if not reserved:
             return [Reply(event.to, TransferReply.DONE)]
-        entries = [entry for _, entry in reserved]
-        job_id = self._begin(self._job(event, worker, True, entries, chunks))
-        assert worker.mapping_id is not None  # _ready_layout
-        pieces = tuple(Piece(index, entry.offset) for index, entry in reserved)
-        return [Copy(job_id, worker.mapping_id, "store", message.block_ids, pieces, event_handle=message.event_handle)]
+        return [self._begin(event, message, worker, chunks, reserved)]
 
     def retrieve(self, event: RequestArrived, message: Retrieve) -> list[Effect]:
         """Copies every chunk of the range or none. Uses up this request's leases in any case; raises RefusedError."""
@@ -78,25 +70,12 @@ class Copies:
             _check_blocks(message.block_ids, layout, chunks.count)
             if message.skip_first_n_tokens < 0:
                 raise RefusedError(f"skip_first_n_tokens is {message.skip_first_n_tokens}")
-            if event.now - event.received > self._retrieve_max_age:
+            if event.now > self._not_after(event):
                 raise RefusedError("the retrieve has waited too long: its blocks may have a new owner")
         except RefusedError:
             self._release(entries, chunks.suffix_first)
             raise
-        job = self._job(event, worker, False, entries, chunks)
-        assert worker.mapping_id is not None  # _ready_layout
-        return [
-            Copy(
-                self._begin(job),
-                worker.mapping_id,
-                "retrieve",
-                message.block_ids,
-                tuple(Piece(index, entry.offset) for index, entry in enumerate(entries)),
-                skip_tokens=message.skip_first_n_tokens,
-                event_handle=message.event_handle,
-                not_after=job.not_after,
-            )
-        ]
+        return [self._begin(event, message, worker, chunks, list(enumerate(entries)))]
 
     def is_copying(self, instance_id: int) -> bool:
         """True while a copy from or to this worker's blocks is under way."""
@@ -130,14 +109,35 @@ class Copies:
             raise RefusedError(f"worker {instance_id} copies by itself: it is registered as {worker.mode}")
         return worker
 
-    def _job(self, event: RequestArrived, worker: Worker, is_store: bool, entries: list[Entry], chunks: Chunks) -> _Job:
-        not_after = event.received + self._retrieve_max_age
-        return _Job(event.to, worker.instance_id, is_store, entries, chunks.suffix_first, not_after)
+    def _not_after(self, event: RequestArrived) -> float:
+        return event.received + self._max_age
 
-    def _begin(self, job: _Job) -> int:
+    def _begin(
+        self,
+        event: RequestArrived,
+        message: Store | Retrieve,
+        worker: Worker,
+        chunks: Chunks,
+        slots: list[tuple[int, Entry]],
+    ) -> Copy:
+        """Remembers a job and asks for its copy. `slots`: index in the range, and the object's entry."""
+        assert worker.mapping_id is not None  # _ready_layout
+        is_store, not_after = isinstance(message, Store), self._not_after(event)
+        entries = [entry for _, entry in slots]
         self._last_job += 1
-        self._jobs[self._last_job] = job
-        return self._last_job
+        self._jobs[self._last_job] = _Job(
+            event.to, worker.instance_id, is_store, entries, chunks.suffix_first, not_after
+        )
+        return Copy(
+            self._last_job,
+            worker.mapping_id,
+            "store" if is_store else "retrieve",
+            message.block_ids,
+            tuple(Piece(index, entry.offset) for index, entry in slots),
+            skip_tokens=0 if isinstance(message, Store) else message.skip_first_n_tokens,
+            event_handle=message.event_handle,
+            not_after=not_after,
+        )
 
     def _release(self, entries: list[Entry], suffix_first: list[bytes]) -> None:
         for entry in reversed(entries):

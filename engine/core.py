@@ -53,7 +53,7 @@ class Engine:
         prompts = Prompts(ChunkHasher(settings.chunk_size))
         liveness = settings.liveness
         self._lookups = Lookups(cache, self._sessions, self._workers, prompts)
-        self._copies = Copies(cache, self._sessions, self._workers, prompts, liveness.retrieve_max_age)
+        self._copies = Copies(cache, self._sessions, self._workers, prompts, liveness.transfer_max_age)
         self._lending = Lending(cache, self._sessions, self._workers, prompts)
         self._registration = Registration(
             self._workers, self._lending.withdraw, self._copies.is_copying, pool, settings.chunk_size, liveness

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from math import inf
 from typing import Any, Literal, NamedTuple
 
 from engine.layouts import KVLayout
@@ -109,8 +110,8 @@ class Copy:
     skip_tokens: int = 0
     """Leading tokens of the range whose blocks must not be written."""
     event_handle: bytes = b""
-    not_after: float | None = None
-    """Monotonic time after which no further block may be written."""
+    not_after: float = inf
+    """Monotonic time after which no further block may be read or written: it may have a new owner."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,9 +22,9 @@ class Liveness:
     lease_ttl: float = 300.0
     """Age at which the unused leases of a lookup end."""
     reservation_ttl: float = 600.0
-    """Age at which a slot lent for writing can no longer be committed."""
-    retrieve_max_age: float = 10.0
-    """Age at which a retrieve is refused, and a store that still runs is dropped: the blocks may have a new owner."""
+    """Age at which others may store the chunks of a slot lent for writing, and its commit is refused."""
+    transfer_max_age: float = 10.0
+    """Age at which a store or retrieve is given up rather than carried on: its blocks may have a new owner."""
     flag_reconnects: bool = True
     """Answer False once to a connection whose first message is a ping, so that it drops replies it will never get."""
 

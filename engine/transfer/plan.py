@@ -14,6 +14,7 @@ from typing import Final
 from engine.layouts import Group, Layer
 
 NULL_BLOCK: Final = 0
+"""vLLM's block without content: never stored, never written."""
 WIDEST_ITEM: Final = 16
 _ITEM_BYTES: Final = (WIDEST_ITEM, 8, 4, 2, 1)
 

@@ -68,7 +68,7 @@ class TorchCopier:
             wait_for(job.event_handle, cache.device)
             ids = [torch.tensor(group, dtype=torch.int64, device=cache.device) for group in job.block_ids]
             for piece in job.pieces:
-                if job.not_after is not None and self._clock() > job.not_after:
+                if self._clock() > job.not_after:
                     raise CopyError("the client may have given up; its blocks may have a new owner")
                 self._move(job, piece, cache, ids)
             cache.synchronize()

@@ -21,7 +21,7 @@ def store(world: World, worker: Worker, request: Request, start: int, end: int, 
     if blocks is None:
         return
     world.seen(worker)
-    not_after = world.now + world.liveness.retrieve_max_age
+    not_after = world.now + world.liveness.transfer_max_age
     message = m.Store(worker.key(request, start, end), worker.role.instance_id, blocks.ids, b"stub")
     tasks = world.send(worker.client, message, blocks.answered)
     if not _is_served(worker):
@@ -32,6 +32,7 @@ def store(world: World, worker: Worker, request: Request, start: int, end: int, 
     copied: list[int] = []
     for task in tasks:
         copy = _copy(task, "store", blocks)
+        assert copy.not_after <= not_after
         copied = [piece.chunk for piece in copy.pieces]
         slots = [_written(world, objects[piece.chunk], piece, blocks) for piece in copy.pieces]
         world.jobs[copy.job_id] = Job(worker, blocks, slots, not_after, is_store=True)
@@ -48,7 +49,7 @@ def retrieve(
     if blocks is None:
         return
     world.seen(worker)
-    not_after = world.now - waited + world.liveness.retrieve_max_age
+    not_after = world.now - waited + world.liveness.transfer_max_age
     objects = worker.objects(request, start, end)
     sure = use_up(world, worker, request, objects)
     message = m.Retrieve(worker.key(request, start, end), worker.role.instance_id, blocks.ids, b"stub", skip)
@@ -60,7 +61,6 @@ def retrieve(
     for task in tasks:
         copy = _copy(task, "retrieve", blocks)
         assert copy.skip_tokens == skip
-        assert copy.not_after is not None
         assert copy.not_after <= not_after
         assert [piece.chunk for piece in copy.pieces] == list(range(len(objects)))
         size = blocks.device.shape.object_bytes

@@ -83,7 +83,7 @@ class Transfers:
         return TransfersEnded(now, "the transfer thread has ended")
 
     def _move(self, task: Task, copy: Copy, now: float) -> str | None:
-        if copy.not_after is not None and now > copy.not_after:
+        if now > copy.not_after:
             return "too late"
         assert task.device is not None
         piece, size = copy.pieces[task.moved], task.device.shape.object_bytes

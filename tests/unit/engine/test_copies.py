@@ -36,7 +36,7 @@ class TestStore:
         assert driver.store(TOKENS, block_ids=[[3, 1, 2, 8, 7, 5]]) == DONE
         copy = last_copy(driver)
         assert (copy.direction, copy.block_ids, copy.event_handle) == ("store", [[3, 1, 2, 8, 7, 5]], HANDLE)
-        assert copy.not_after is None
+        assert copy.not_after == driver.now + 10.0
         assert [piece.chunk for piece in copy.pieces] == [0, 1, 2]
         offsets = [piece.offset for piece in copy.pieces]
         assert len(set(offsets)) == 3

@@ -55,7 +55,7 @@ def test_every_setting_can_be_given_in_the_file(load) -> None:
     settings = load(
         """
         server: {host: 0.0.0.0, port: 1, chunk_size: 16, hash_algorithm: blake3, worker_timeout: 1,
-                 registration_grace: 2, session_ttl: 3, lease_ttl: 4, reservation_ttl: 5, retrieve_max_age: 6.5,
+                 registration_grace: 2, session_ttl: 3, lease_ttl: 4, reservation_ttl: 5, transfer_max_age: 6.5,
                  flag_reconnects: false}
         http: {host: localhost, port: 2, threads: 3}
         l1: {size: 1.5GiB, eviction_policy: LRU}

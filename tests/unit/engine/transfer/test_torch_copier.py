@@ -144,10 +144,16 @@ def test_a_retrieve_stops_before_the_first_chunk_behind_its_deadline(plain: KVCa
     assert all(np.array_equal(one, other) for one, other in zip(plain.contents(), expected, strict=True))
 
 
-def test_a_store_has_no_deadline(plain: KVCache) -> None:
-    copier = TorchCopier(torch.zeros(ARENA_BYTES, dtype=torch.uint8), lambda: 1e9)
+def test_a_store_stops_before_the_first_chunk_behind_its_deadline(plain: KVCache) -> None:
+    arena, ids, size = arena_of("random"), [[3, 1, 6, 2, 4, 5]], plain.layout.object_bytes
+    expected = np.array(arena)
+    expected[OFFSETS[0] : OFFSETS[0] + size] = np.frombuffer(plain.object_of(plain.contents(), ids, 0), np.uint8)
+    readings = chain([10.0, 10.1], repeat(99.0))
+    copier = TorchCopier(torch.from_numpy(arena), lambda: next(readings))
     copier.map(1, plain.layout)
-    copier.copy(job("store", [[3, 1, 6, 2, 4, 5]]))
+    with pytest.raises(CopyError, match="may have given up"):
+        copier.copy(job("store", ids, not_after=10.0))
+    assert np.array_equal(arena, expected)
 
 
 @pytest.mark.parametrize("direction", ["store", "retrieve"])

@@ -182,3 +182,4 @@ def test_stopping_twice_is_no_matter(worker: TransferWorker) -> None:
     worker.start()
     worker.stop()
     worker.stop()
+    assert not worker._thread.is_alive()
