@@ -8,10 +8,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Final
 
+from engine.commands import ClearAll, Command
 from engine.copies import Copies
 from engine.events import (
-    ClearAsked,
-    ClearDone,
+    CommandAsked,
+    CommandDone,
     CopyEnded,
     Effect,
     Event,
@@ -75,8 +76,8 @@ class Engine:
                 self._transfers_ended = event.problem
                 failed = self._copies.fail_all(event.now, event.problem)
                 return [*failed, *self._registration.transfers_ended(event.problem)]
-            case ClearAsked():
-                return [ClearDone(event.ticket, self._cache.clear())]
+            case CommandAsked():
+                return [CommandDone(event.ticket, self._command(event.command))]
             case Tick():
                 return self._tick(event.now)
 
@@ -156,6 +157,11 @@ class Engine:
     def _clear(self, event: RequestArrived, _: m.Clear) -> list[Effect]:
         self._cache.clear()
         return [Reply(event.to, None)]
+
+    def _command(self, command: Command) -> Any:
+        match command:
+            case ClearAll():
+                return self._cache.clear()
 
     def _tick(self, now: float) -> list[Effect]:
         liveness = self._settings.liveness

@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from math import inf
 from typing import Any, Literal, NamedTuple
 
+from engine.commands import Command
 from engine.layouts import KVLayout
-from engine.status import Cleared
 from engine.wire.messages import Message
 
 
@@ -61,11 +61,12 @@ class TransfersEnded:
 
 
 @dataclass(frozen=True, slots=True)
-class ClearAsked:
-    """An operator's clear."""
+class CommandAsked:
+    """An operator wants something; whoever asked waits for the `CommandDone` of this ticket."""
 
     now: float
     ticket: int
+    command: Command
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +76,7 @@ class Tick:
     now: float
 
 
-Event = RequestArrived | CopyEnded | MapEnded | UnmapEnded | TransfersEnded | ClearAsked | Tick
+Event = RequestArrived | CopyEnded | MapEnded | UnmapEnded | TransfersEnded | CommandAsked | Tick
 
 
 # Effects
@@ -130,9 +131,10 @@ class Unmap:
 
 
 @dataclass(frozen=True, slots=True)
-class ClearDone:
+class CommandDone:
     ticket: int
-    cleared: Cleared
+    answer: Any
+    """What the command's docstring says."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,4 +144,4 @@ class Warn:
     text: str
 
 
-Effect = Reply | Copy | Map | Unmap | ClearDone | Warn
+Effect = Reply | Copy | Map | Unmap | CommandDone | Warn

@@ -9,15 +9,16 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
 from itertools import count
-from typing import Final
+from typing import Any, Final
 
 import zmq
 
+from engine.commands import Command
 from engine.core import Engine
 from engine.errors import EngineStoppedError
 from engine.events import (
-    ClearAsked,
-    ClearDone,
+    CommandAsked,
+    CommandDone,
     Copy,
     Effect,
     Event,
@@ -29,7 +30,7 @@ from engine.events import (
     Unmap,
     Warn,
 )
-from engine.status import Cleared, StatusReport
+from engine.status import StatusReport
 from engine.transfer.worker import TransferWorker
 from engine.wire.codec import BY_MESSAGE
 from engine.wire.router import Incoming, Router
@@ -95,17 +96,17 @@ class EngineLoop:
         self._clock = clock
         self._stop = threading.Event()
         self._tickets = count()
-        self._waiting: dict[int, Future[Cleared]] = {}
+        self._waiting: dict[int, Future[Any]] = {}
         self._looked = clock()
         self._next_tick = self._looked + _TICK_SECONDS
         self.published: tuple[float, StatusReport] = (self._looked, self._report())
         """When the newest report was made, and the report. Replaced as a whole by the engine thread."""
 
-    def clear(self) -> Future[Cleared]:
-        """Asks for a clear."""
-        ticket, future = next(self._tickets), Future[Cleared]()
+    def ask(self, command: Command) -> Future[Any]:
+        """Has a command carried out; what the future holds then is in the command's docstring."""
+        ticket, future = next(self._tickets), Future[Any]()
         self._waiting[ticket] = future
-        self._mailbox.post(ClearAsked(self._clock(), ticket))
+        self._mailbox.post(CommandAsked(self._clock(), ticket, command))
         if self._stop.is_set():
             future.cancel()
         return future
@@ -171,15 +172,15 @@ class EngineLoop:
                     self._router.reply(effect.to, effect.value)
                 case Copy() | Map() | Unmap():
                     self._transfers.submit(effect)
-                case ClearDone():
+                case CommandDone():
                     self._answer(effect)
                 case Warn():
                     self._router.warn(effect.text)
 
-    def _answer(self, done: ClearDone) -> None:
+    def _answer(self, done: CommandDone) -> None:
         future = self._waiting.pop(done.ticket)
         if future.set_running_or_notify_cancel():
-            future.set_result(done.cleared)
+            future.set_result(done.answer)
 
     def _finish(self) -> None:
         """A client has no time limit for some replies: nobody is left without one."""

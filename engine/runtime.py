@@ -12,6 +12,7 @@ from dataclasses import replace
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
 
+from engine.commands import ClearAll, Command
 from engine.errors import EngineStoppedError, EngineTimeoutError, StartError
 from engine.settings import EngineSettings
 from engine.status import Cleared, StatusReport
@@ -92,14 +93,8 @@ class Runtime:
 
     def clear(self, timeout: float) -> Cleared:
         """Makes everything in L1 invisible. Raises EngineTimeoutError, EngineStoppedError."""
-        if not self._thread.is_alive():
-            raise EngineStoppedError("the engine thread has ended")
-        try:
-            return self._loop.clear().result(timeout)
-        except TimeoutError:
-            raise EngineTimeoutError(f"the engine did not answer within {timeout:g} seconds") from None
-        except CancelledError:
-            raise EngineStoppedError("the engine is stopping") from None
+        cleared: Cleared = self._ask(ClearAll(), timeout)
+        return cleared
 
     def stop(self) -> None:
         """Ends the threads in order and frees the shared memory. A second call does nothing."""
@@ -111,6 +106,16 @@ class Runtime:
         self._context.term()
         self._mailbox.close()
         self._arena.close()
+
+    def _ask(self, command: Command, timeout: float) -> Any:
+        if not self._thread.is_alive():
+            raise EngineStoppedError("the engine thread has ended")
+        try:
+            return self._loop.ask(command).result(timeout)
+        except TimeoutError:
+            raise EngineTimeoutError(f"the engine did not answer within {timeout:g} seconds") from None
+        except CancelledError:
+            raise EngineStoppedError("the engine is stopping") from None
 
     def _run(self) -> None:
         try:

@@ -13,6 +13,7 @@ from types import FrameType
 from engine import GIB, Runtime, l2_types, policy_names
 from service import assets, cli, commands
 from service.app import App, create_app
+from service.context import Context
 from service.contract import ContractError
 from service.document import Document, DocumentError
 from service.engine_slot import EngineSlot
@@ -46,7 +47,7 @@ def main(argv: Sequence[str], *, validate_responses: bool = False) -> int:
             print("\n".join(commands.show_config(settings)))
             return STOPPED
         slot = EngineSlot()
-        app = create_app(slot.get, Document.load(assets.openapi_path()), validate_responses=validate_responses)
+        app = create_app(Context(slot.get, Document.load(assets.openapi_path())), validate_responses=validate_responses)
     except (ConfigError, ContractError, DocumentError) as error:
         print(f"kvkeep does not start.\n{error}", file=sys.stderr)
         return REFUSED

@@ -9,7 +9,7 @@ import falcon
 from falcon.routing import CompiledRouter
 
 from service import errors
-from service.context import Context, Engine
+from service.context import Context
 from service.contract import ContractError, differences, plain
 from service.discovery import Route, discover
 from service.document import Document
@@ -45,18 +45,13 @@ def _options_responder(allowed: list[str]) -> Callable[..., None]:
     return on_options
 
 
-def create_app(
-    engine: Callable[[], Engine | None],
-    document: Document,
-    *,
-    resources: str = RESOURCES,
-    validate_responses: bool = False,
-) -> App:
-    """The application over an engine that may not be there yet.
+def create_app(context: Context, *, resources: str = RESOURCES, validate_responses: bool = False) -> App:
+    """The application over what its resources use.
 
     Raises ContractError with every difference between the resources and the document.
     """
-    found = discover(resources, Context(engine))
+    document = context.document
+    found = discover(resources, context)
     wrong = differences(document, found)
     if wrong:
         raise ContractError(wrong)

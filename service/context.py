@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import falcon
 
 from engine import Cleared, EngineError, StatusReport
+from service.document import Document
 from service.errors import engine_status
 
 NOT_INITIALIZED = "engine not initialized"
@@ -36,6 +37,7 @@ class Context:
 
     engine: Callable[[], Engine | None]
     """The engine, or None before it is ready and once it is being stopped."""
+    document: Document
 
     @contextmanager
     def running_engine(self, refusal: Refusal) -> Iterator[Engine]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from engine.events import ClearAsked, ClearDone
+from engine.commands import ClearAll
+from engine.events import CommandAsked, CommandDone
 from engine.wire import messages as m
 from tests.model.cast import CHUNK, Role
 from tests.model.oracle import Identity, SessionId
@@ -49,9 +50,9 @@ def clear(world: World, *, force: bool) -> None:
 
 def clear_by_operator(world: World) -> None:
     expected = world.oracle.clear()
-    (done,) = world.engine.handle(ClearAsked(world.now, TICKET))
-    assert isinstance(done, ClearDone)
-    assert (done.ticket, done.cleared.objects, done.cleared.bytes) == (TICKET, *expected)
+    (done,) = world.engine.handle(CommandAsked(world.now, TICKET, ClearAll()))
+    assert isinstance(done, CommandDone)
+    assert (done.ticket, done.answer.objects, done.answer.bytes) == (TICKET, *expected)
 
 
 def stored(world: World) -> list[tuple[Role, tuple[int, ...], str]]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from engine.events import ClearAsked, ClearDone, TransfersEnded
+from engine.commands import ClearAll
+from engine.events import CommandAsked, CommandDone, TransfersEnded
 from engine.status import Cleared
 from engine.wire import messages as m
 from tests.unit.engine.driver import SLOT, TENSORS, Driver
@@ -78,7 +79,7 @@ def test_a_worker_that_cannot_be_served_gets_the_failure_value(
 def test_a_clear_by_an_operator_says_what_it_made_invisible(driver: Driver) -> None:
     driver.register()
     driver.store(range(32))
-    assert driver.handle(ClearAsked(0.0, 7)) == [ClearDone(7, Cleared(2, 2 * SLOT))]
+    assert driver.handle(CommandAsked(0.0, 7, ClearAll())) == [CommandDone(7, Cleared(2, 2 * SLOT))]
     assert driver.lookup(range(32)) == 0
 
 

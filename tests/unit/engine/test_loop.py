@@ -11,10 +11,11 @@ import pytest
 import zmq
 
 from engine import Cleared, EngineStoppedError
+from engine.commands import ClearAll
 from engine.core import Engine
 from engine.events import (
-    ClearAsked,
-    ClearDone,
+    CommandAsked,
+    CommandDone,
     Copy,
     CopyEnded,
     Effect,
@@ -237,30 +238,30 @@ def test_a_new_report_is_published_after_every_step(bench: Bench) -> None:
     assert report == {"failed_requests": 0, "dropped_messages": 0, "dropped_replies": 0}
 
 
-def test_a_clear_is_answered_by_the_engine(bench: Bench) -> None:
+def test_a_command_is_answered_by_the_engine(bench: Bench) -> None:
     bench.engine.wants = lambda event: (
-        [ClearDone(event.ticket, Cleared(event.ticket, 5))] if isinstance(event, ClearAsked) else []
+        [CommandDone(event.ticket, Cleared(event.ticket, 5))] if isinstance(event, CommandAsked) else []
     )
-    futures = [bench.loop.clear() for _ in range(2)]
+    futures = [bench.loop.ask(ClearAll()) for _ in range(2)]
     futures[0].cancel()
     bench.loop._step()
     assert futures[1].result(0) == Cleared(1, 5)
 
 
-def test_a_clear_after_the_stop_is_called_off(bench: Bench) -> None:
+def test_a_command_after_the_stop_is_called_off(bench: Bench) -> None:
     bench.loop.stop()
-    assert bench.loop.clear().cancelled()
+    assert bench.loop.ask(ClearAll()).cancelled()
 
 
 def test_at_the_end_whoever_waits_is_answered(bench: Bench) -> None:
     """What the transfers still finish is told to the engine, and then that nothing more will."""
     bench.transfers.on_stop = lambda: bench.mailbox.post(UnmapEnded(1000.0, 1))
-    waiting: Future[Cleared] = bench.loop.clear()
-    called_off = bench.loop.clear()
+    waiting: Future[Cleared] = bench.loop.ask(ClearAll())
+    called_off = bench.loop.ask(ClearAll())
     called_off.cancel()
     bench.loop.stop()
     bench.loop.run()
-    assert [type(event) for event in bench.engine.events] == [ClearAsked, ClearAsked, UnmapEnded, TransfersEnded]
+    assert [type(event) for event in bench.engine.events] == [CommandAsked, CommandAsked, UnmapEnded, TransfersEnded]
     assert isinstance(waiting.exception(0), EngineStoppedError)
     assert bench.router.socket.closed
 
@@ -292,10 +293,10 @@ def test_the_transfers_are_ended_and_the_socket_closed_even_if_the_engine_fails(
         raise RuntimeError("a broken invariant")
 
     bench.engine.wants = fail
-    waiting = bench.loop.clear()
+    waiting = bench.loop.ask(ClearAll())
     with pytest.raises(RuntimeError, match="a broken invariant"):
         bench.loop.run()
     assert bench.transfers.stopped == 1
     assert bench.router.socket.closed
     assert isinstance(waiting.exception(0), EngineStoppedError)
-    assert bench.loop.clear().cancelled()
+    assert bench.loop.ask(ClearAll()).cancelled()

@@ -26,7 +26,7 @@ from engine import (
     StartError,
 )
 from engine.core import Engine
-from engine.events import ClearAsked, Copy, Effect, Event
+from engine.events import CommandAsked, Copy, Effect, Event
 from engine.transfer.torch_copier import TorchCopier
 from engine.wire import messages as m
 from engine.wire.codec import OPERATIONS
@@ -193,12 +193,12 @@ class TestClear:
     def test_an_engine_that_does_not_answer_is_not_waited_for(
         self, server: Runtime, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        ignore(ClearAsked, monkeypatch)
+        ignore(CommandAsked, monkeypatch)
         with pytest.raises(EngineTimeoutError, match=r"did not answer within 0\.01 seconds"):
             server.clear(0.01)
 
     def test_who_waits_when_it_stops_is_told(self, server: Runtime, monkeypatch: pytest.MonkeyPatch) -> None:
-        asked = ignore(ClearAsked, monkeypatch)
+        asked = ignore(CommandAsked, monkeypatch)
         stopper = threading.Thread(target=lambda: asked.wait(20) and server.stop())
         stopper.start()
         with pytest.raises(EngineStoppedError):
@@ -276,7 +276,7 @@ class TestDeath:
         handle, deaths = Engine.handle, []
 
         def fail(self: Engine, event: Event) -> list[Effect]:
-            if isinstance(event, ClearAsked):
+            if isinstance(event, CommandAsked):
                 raise ValueError("a broken invariant")
             return handle(self, event)
 

@@ -10,7 +10,7 @@ from falcon.testing import Result, TestClient
 from engine import EngineError
 from service import assets
 from service.app import create_app
-from service.context import Engine
+from service.context import Context, Engine
 from service.document import Document
 from service.validation import BODY_LIMIT
 from tests.support.fake_engine import HEALTHY, LARGE_ID, UNHEALTHY, FakeEngine, stopped, stuck
@@ -21,7 +21,7 @@ READING = ["/", "/api/healthcheck", "/healthcheck", "/api/status", "/status"]
 
 
 def client(engine: Engine | None) -> TestClient:
-    return TestClient(create_app(lambda: engine, DOCUMENT, validate_responses=True))
+    return TestClient(create_app(Context(lambda: engine, DOCUMENT), validate_responses=True))
 
 
 def problem(result: Result, status: int) -> dict[str, object]:
@@ -178,9 +178,9 @@ def test_a_request_id_that_could_forge_a_log_line_is_replaced(sent: str) -> None
 def test_an_answer_that_is_not_the_documents_is_caught_where_answers_are_checked(caplog) -> None:
     content = json.loads(json.dumps(DOCUMENT.content))
     content["components"]["schemas"]["Healthy"]["properties"]["status"]["const"] = "fine"
-    asked = TestClient(create_app(FakeEngine, Document(content), validate_responses=True))
+    asked = TestClient(create_app(Context(FakeEngine, Document(content)), validate_responses=True))
     problem(asked.simulate_get("/api/healthcheck"), 500)
     assert "GET /api/healthcheck answered 200" in caplog.text
     assert "'fine' was expected" in caplog.text
-    unchecked = TestClient(create_app(FakeEngine, Document(content)))
+    unchecked = TestClient(create_app(Context(FakeEngine, Document(content))))
     assert unchecked.simulate_get("/api/healthcheck").status_code == 200

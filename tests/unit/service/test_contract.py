@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from service.app import create_app
+from service.context import Context
 from service.contract import ContractError
 from service.document import Document, DocumentError
 
@@ -69,7 +70,7 @@ def document(operation: str = OPERATION, template: str = "/thing/{id}", **more: 
 
 def refusal(described: Document, resources: str) -> list[str]:
     with pytest.raises(ContractError) as caught:
-        create_app(lambda: None, described, resources=resources)
+        create_app(Context(lambda: None, described), resources=resources)
     assert all(difference in str(caught.value) for difference in caught.value.differences)
     return list(caught.value.differences)
 
@@ -81,11 +82,11 @@ def without(key: str) -> str:
 
 
 def test_code_and_document_that_agree_start(package) -> None:
-    create_app(lambda: None, document(), resources=package(thing_api=THING))
+    create_app(Context(lambda: None, document()), resources=package(thing_api=THING))
 
 
 def test_only_modules_named_api_are_resources(package) -> None:
-    create_app(lambda: None, document(), resources=package(thing_api=THING, helper="raise RuntimeError"))
+    create_app(Context(lambda: None, document()), resources=package(thing_api=THING, helper="raise RuntimeError"))
 
 
 def test_a_route_without_an_operation_refuses_the_start(package) -> None:

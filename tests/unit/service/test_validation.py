@@ -11,6 +11,7 @@ import yaml
 from falcon.testing import Result, TestClient
 
 from service.app import create_app
+from service.context import Context
 from service.document import Document
 
 PROBLEM = "{description: x, content: {application/problem+json: {schema: {type: object}, example: {}}}}"
@@ -82,7 +83,9 @@ def client(tmp_path_factory: pytest.TempPathFactory):
     (package / "thing_api.py").write_text(RESOURCE)
     sys.path.insert(0, str(folder))
     document = Document(yaml.safe_load(DOCUMENT))
-    yield TestClient(create_app(lambda: None, document, resources="validated_resources", validate_responses=True))
+    yield TestClient(
+        create_app(Context(lambda: None, document), resources="validated_resources", validate_responses=True)
+    )
     sys.path.remove(str(folder))
 
 

@@ -1,0 +1,13 @@
+"""What operators ask of the engine while it runs. Each is carried out on the engine thread, between two requests."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class ClearAll:
+    """Make everything in L1 invisible at once. Answered with a `Cleared`."""
+
+
+Command = ClearAll
