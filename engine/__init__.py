@@ -1,27 +1,83 @@
 """The cache engine. What `service` may use is named here; everything else is the engine's own."""
 
+from engine.answers import (
+    Deleted,
+    Held,
+    JobReport,
+    LookReport,
+    ObjectPage,
+    ObjectReport,
+    SessionPage,
+    SessionReport,
+    WorkerActivity,
+    WorkerPage,
+)
+from engine.commands import (
+    AwaitJob,
+    ClearAll,
+    Command,
+    DeleteObjects,
+    ListJobs,
+    ListObjects,
+    ListSessions,
+    ListWorkers,
+    Question,
+    Selection,
+    StartClear,
+)
 from engine.discovery import l2_types, policy_names
-from engine.errors import EngineError, EngineStoppedError, EngineTimeoutError, StartError
+from engine.errors import (
+    AmbiguousError,
+    EngineError,
+    EngineStoppedError,
+    EngineTimeoutError,
+    NoMemoryError,
+    StartError,
+)
 from engine.runtime import Runtime
 from engine.settings import GIB, MIB, EngineSettings, L2Settings, Liveness
-from engine.status import Cleared, L1Report, L2Report, LayoutReport, StatusReport, WorkerReport, WorkerState
+from engine.status import Cleared, L1Report, L2Report, LayoutReport, MissReason, StatusReport, WorkerReport, WorkerState
 
 __all__ = [
     "GIB",
     "MIB",
+    "AmbiguousError",
+    "AwaitJob",
+    "ClearAll",
     "Cleared",
+    "Command",
+    "DeleteObjects",
+    "Deleted",
     "EngineError",
     "EngineSettings",
     "EngineStoppedError",
     "EngineTimeoutError",
+    "Held",
+    "JobReport",
     "L1Report",
     "L2Report",
     "L2Settings",
     "LayoutReport",
+    "ListJobs",
+    "ListObjects",
+    "ListSessions",
+    "ListWorkers",
     "Liveness",
+    "LookReport",
+    "MissReason",
+    "NoMemoryError",
+    "ObjectPage",
+    "ObjectReport",
+    "Question",
     "Runtime",
+    "Selection",
+    "SessionPage",
+    "SessionReport",
+    "StartClear",
     "StartError",
     "StatusReport",
+    "WorkerActivity",
+    "WorkerPage",
     "WorkerReport",
     "WorkerState",
     "l2_types",

@@ -55,7 +55,7 @@ class Copies:
         chunks = self._prompts.chunks(message.key, worker)
         _check_blocks(message.block_ids, layout, chunks.count)
         skip = _null_chunks(message.block_ids, layout, chunks.count)
-        reserved = reserve_missing(self._cache, chunks, layout.object_bytes, skip)
+        reserved = reserve_missing(self._cache, chunks, layout.object_bytes, event.now, skip)
         if not reserved:
             return [Reply(event.to, TransferReply.DONE)]
         return [self._begin(event, message, worker, chunks, reserved)]
@@ -76,6 +76,12 @@ class Copies:
             self._release(entries, chunks.suffix_first)
             raise
         return [self._begin(event, message, worker, chunks, list(enumerate(entries)))]
+
+    def entries_of(self, instance_id: int) -> tuple[list[Entry], list[Entry]]:
+        """The objects that are being copied from this worker's blocks, and those to them."""
+        mine = [job for job in self._jobs.values() if job.instance_id == instance_id]
+        stored = [entry for job in mine if job.is_store for entry in job.entries]
+        return stored, [entry for job in mine if not job.is_store for entry in job.entries]
 
     def is_copying(self, instance_id: int) -> bool:
         """True while a copy from or to this worker's blocks is under way."""

@@ -12,10 +12,11 @@ from dataclasses import replace
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
 
-from engine.commands import ClearAll, Command
-from engine.errors import EngineStoppedError, EngineTimeoutError, StartError
+from engine.answers import LookReport
+from engine.commands import A, ChangePolicy, Command, Grow, Look, Question, Shrink, StopShrinking
+from engine.errors import EngineStoppedError, EngineTimeoutError, NoMemoryError, StartError
 from engine.settings import EngineSettings
-from engine.status import Cleared, StatusReport
+from engine.status import StatusReport
 
 if TYPE_CHECKING:
     import zmq
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+_ANSWER_SECONDS: Final = 10.0
+"""The engine thread answers between two batches of requests; far longer than that means it is stuck."""
 _SILENCE_SECONDS: Final = 5.0
 """Age of the newest report at which the engine thread counts as stuck; it makes one each second at least."""
 
@@ -58,25 +61,29 @@ class Runtime:
         from engine.wire.messages import RegisterEngineDrivenReply
 
         self._on_death = on_death
+        self._chunk_size = settings.chunk_size
         policy = _policy(settings.eviction_policy)
         self._context = zmq.Context()
         router = _bind(self._context, settings)
         try:
             name = f"kvkeep_l1_{os.getpid()}_{os.urandom(4).hex()}"
-            self._arena = Arena(name, settings.l1_size, progress)
+            self._arena = Arena(name, settings.l1_size, settings.l1_max_size, progress)
         except BaseException:
             router.close()
             self._context.term()
             raise
         self.endpoint: Final = router.endpoint
         """Where the data plane listens, with the real port: `tcp://127.0.0.1:5555`."""
-        pool = RegisterEngineDrivenReply(self._arena.name, self._arena.size)
+        pool = RegisterEngineDrivenReply(self._arena.name, self._arena.length)
         engine = Engine(settings, L1Cache(settings.l1_size, policy), pool)
         self._mailbox = Mailbox()
-        transfers = TransferWorker(TorchCopier(self._arena.bytes, time.monotonic), self._mailbox.post, time.monotonic)
+        copier = TorchCopier(self._arena.bytes, time.monotonic)
+        transfers = TransferWorker(copier, self._arena.discard, self._mailbox.post, time.monotonic)
         self._loop = EngineLoop(engine, router, self._mailbox, transfers, time.monotonic)
         self._thread = threading.Thread(target=self._run, name="engine")
         self._stopped = False
+        self._tuning = threading.Lock()
+        """Held while L1 is being resized."""
         transfers.start()
         self._thread.start()
 
@@ -91,10 +98,53 @@ class Runtime:
         problem = f"the engine thread has not reported for {age:.0f} seconds"
         return replace(report, is_healthy=False, problems=(*report.problems, problem))
 
-    def clear(self, timeout: float) -> Cleared:
-        """Makes everything in L1 invisible. Raises EngineTimeoutError, EngineStoppedError."""
-        cleared: Cleared = self._ask(ClearAll(), timeout)
-        return cleared
+    def ask(self, command: Command[A], timeout: float) -> A:
+        """Has a command carried out between two requests.
+
+        Raises EngineTimeoutError, after which it may still be carried out, EngineStoppedError, and what it raises.
+        """
+        if not self._thread.is_alive():
+            raise EngineStoppedError("the engine thread has ended")
+        try:
+            return self._loop.ask(command).result(timeout)
+        except TimeoutError:
+            raise EngineTimeoutError(f"the engine did not answer within {timeout:g} seconds") from None
+        except CancelledError:
+            raise EngineStoppedError("the engine is stopping") from None
+
+    def look(self, question: Question, timeout: float) -> LookReport:
+        """What a lookup of these tokens would find now. Raises as `ask` does, and AmbiguousError."""
+        from engine.hashing import hash_tokens
+
+        # NOTE: Hashed here rather than on the engine thread, which would serve nobody meanwhile.
+        hashes = tuple(hash_tokens(question.tokens, self._chunk_size))
+        spare = len(question.tokens) % self._chunk_size
+        look = Look(question.model_name, question.world_size, question.cache_salt, hashes, spare)
+        return self.ask(look, timeout)
+
+    def resize_l1(self, size: int) -> None:
+        """Changes the capacity of L1 to `size` bytes, and returns when it is in force.
+
+        Growing allocates the memory first, which takes a while; engines are served meanwhile. Shrinking puts nothing
+        behind the new size any more, evicts what lies there, and gives the memory back when what was in use there has
+        ended. Raises NoMemoryError, and then changes nothing; EngineTimeoutError, EngineStoppedError.
+        """
+        if size > self._arena.length:
+            raise NoMemoryError(f"L1 cannot be grown beyond {self._arena.length} bytes (l1.max_size) without a restart")
+        with self._tuning:
+            present = self.ask(StopShrinking(), _ANSWER_SECONDS)
+            if size > present:
+                self._arena.grow(present, size)
+                self.ask(Grow(size), _ANSWER_SECONDS)
+            elif size < present:
+                self.ask(Shrink(size), _ANSWER_SECONDS)
+
+    def change_policy(self, name: str) -> None:
+        """Lets another eviction policy rank what is cached.
+
+        Raises StartError if there is none of that name; EngineTimeoutError, EngineStoppedError.
+        """
+        self.ask(ChangePolicy(name, _policy(name)), _ANSWER_SECONDS)
 
     def stop(self) -> None:
         """Ends the threads in order and frees the shared memory. A second call does nothing."""
@@ -106,16 +156,6 @@ class Runtime:
         self._context.term()
         self._mailbox.close()
         self._arena.close()
-
-    def _ask(self, command: Command, timeout: float) -> Any:
-        if not self._thread.is_alive():
-            raise EngineStoppedError("the engine thread has ended")
-        try:
-            return self._loop.ask(command).result(timeout)
-        except TimeoutError:
-            raise EngineTimeoutError(f"the engine did not answer within {timeout:g} seconds") from None
-        except CancelledError:
-            raise EngineStoppedError("the engine is stopping") from None
 
     def _run(self) -> None:
         try:

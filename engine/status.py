@@ -7,6 +7,23 @@ from typing import Literal
 
 TransferMode = Literal["lmcache_driven", "engine_driven"]
 WorkerState = Literal["mapping", "ready", "unsupported", "broken"]
+MissReason = Literal[
+    "never_stored",
+    "evicted",
+    "expired",
+    "cleared",
+    "quarantined",
+    "being_written",
+    "refused",
+    "chunk_incomplete",
+    "layout_unknown",
+    "not_remembered",
+]
+"""Why a chunk is not there.
+
+`refused`: no room could be made for it. `expired`: its time was over, or its writer's was. `layout_unknown`: no worker
+of the model is ready, so nothing can be promised. `not_remembered`: it was there once, and why it is not is forgotten.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +84,8 @@ class L1Report:
     refused_objects: int
     """Objects not stored because no room could be made."""
     cleared_objects: int
+    missed_lookups: tuple[tuple[MissReason, int], ...]
+    """Lookups that did not find all they asked for, by the reason of the first chunk that was not there."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,17 +6,21 @@ import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import falcon
 
-from engine import Cleared, EngineError, StatusReport
+from engine import Command, EngineError, LookReport, Question, StatusReport
 from service.document import Document
 from service.errors import engine_status
 
 NOT_INITIALIZED = "engine not initialized"
 
+# The engine thread answers a command between two batches of requests; far longer than that means it is stuck.
+ANSWER_TIMEOUT = 10.0
+
 JsonObject = dict[str, Any]
+A = TypeVar("A")
 Refusal = Callable[[str], JsonObject]
 """An operation's body for a reason why the engine cannot answer."""
 
@@ -27,8 +31,11 @@ class Engine(Protocol):
     def status(self) -> StatusReport:
         """The newest report. Raises EngineStoppedError."""
 
-    def clear(self, timeout: float) -> Cleared:
-        """Makes everything in L1 invisible. Raises EngineTimeoutError, EngineStoppedError."""
+    def ask(self, command: Command[A], timeout: float) -> A:
+        """Has a command carried out between two requests. Raises EngineTimeoutError, EngineStoppedError."""
+
+    def look(self, question: Question, timeout: float) -> LookReport:
+        """What a lookup would find now. Raises AmbiguousError, EngineTimeoutError, EngineStoppedError."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +56,17 @@ class Context:
             yield engine
         except EngineError as error:
             raise refused(engine_status(error), refusal(str(error))) from error
+
+    @contextmanager
+    def running(self) -> Iterator[Engine]:
+        """The engine for the length of a block; what keeps it from answering becomes a problem."""
+        engine = self.engine()
+        if engine is None:
+            raise falcon.HTTPServiceUnavailable(description=NOT_INITIALIZED)
+        try:
+            yield engine
+        except EngineError as error:
+            raise falcon.HTTPError(engine_status(error), description=str(error)) from error
 
 
 def refused(status: int, body: JsonObject) -> falcon.HTTPStatus:

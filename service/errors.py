@@ -9,15 +9,20 @@ from typing import Any
 
 import falcon
 
-from engine import EngineError, EngineStoppedError, EngineTimeoutError
+from engine import AmbiguousError, EngineError, EngineStoppedError, EngineTimeoutError, NoMemoryError
 from service.request_id import request_id
 
 PROBLEM_JSON = "application/problem+json"
 
 log = logging.getLogger("kvkeep.http")
 
-# The engine's refusals. A client may try again after each of them, with this server or with the one after it.
-_ENGINE_STATUS: dict[type[EngineError], int] = {EngineStoppedError: 503, EngineTimeoutError: 503}
+# The engine's refusals. After 503 a client may try again, with this server or with the one after it.
+_ENGINE_STATUS: dict[type[EngineError], int] = {
+    AmbiguousError: 409,
+    EngineStoppedError: 503,
+    EngineTimeoutError: 503,
+    NoMemoryError: 507,
+}
 
 _DETAIL = {
     404: "no operation has this path; openapi.yaml lists them all",

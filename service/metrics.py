@@ -16,7 +16,7 @@ from engine import L1Report, StatusReport, WorkerState
 
 CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 
-_NO_L1: Final = L1Report(0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0)
+_NO_L1: Final = L1Report(0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, ())
 _NOTHING: Final = StatusReport(False, (), 0, "", "", (), 0, 0, 0, 0, 0, 0, 0, _NO_L1, ())
 """Stands for the report before there is an engine, so that every series exists from the start."""
 

@@ -78,7 +78,11 @@ def load_settings(
     """The effective settings. Raises ConfigError with every problem of the file and the flags."""
     source = _read_file(file, environ) if file is not None else Source({})
     layers = _with_overrides(source, overrides)
-    problems = [*source.problems, *check(schema, layers.values, layers.origins), *_size_problems(layers)]
+    problems = [
+        *source.problems,
+        *check(schema, layers.values, layers.origins),
+        *_size_problems(layers, defaults(schema)["l1"]["size"]),
+    ]
     if problems:
         raise ConfigError(_first_of_each(problems))
     return _build(_merged(defaults(schema), layers.values), layers.origins)
@@ -119,13 +123,26 @@ def _lower_policy(values: Any) -> None:
         l1["eviction_policy"] = l1["eviction_policy"].lower()
 
 
-def _size_problems(layers: _Layers) -> Iterator[Problem]:
+def _size_problems(layers: _Layers, default_size: str) -> Iterator[Problem]:
     """What the schema cannot say of a size with a unit: its value in bytes."""
-    path = ("l1", "size")
     l1 = layers.values.get("l1") if isinstance(layers.values, dict) else None
-    size = l1.get("size") if isinstance(l1, dict) else None
-    if isinstance(size, str) and is_size(size) and parse_size(size) < MINIMUM_L1:
-        yield Problem(layers.origins[path].place, "must be at least 1MiB", path, size, has_value=True)
+    sizes = l1 if isinstance(l1, dict) else {}
+    given: dict[str, int | str] = {name: sizes[name] for name in ("size", "max_size") if _is_size(sizes.get(name))}
+    for name, value in given.items():
+        if parse_size(value) < MINIMUM_L1:
+            yield _size_problem(layers, name, value, "must be at least 1MiB")
+    most, least = given.get("max_size"), given.get("size", default_size)
+    if most is not None and parse_size(most) < parse_size(least):
+        yield _size_problem(layers, "max_size", most, f"must be at least l1.size, which is {least}")
+
+
+def _is_size(value: Any) -> bool:
+    return type(value) is int or (isinstance(value, str) and is_size(value))
+
+
+def _size_problem(layers: _Layers, name: str, value: Any, message: str) -> Problem:
+    path = ("l1", name)
+    return Problem(layers.origins[path].place, message, path, value, has_value=True)
 
 
 def _first_of_each(problems: list[Problem]) -> list[Problem]:
@@ -152,6 +169,7 @@ def _build(values: dict[str, Any], origins: Mapping[SettingPath, Origin]) -> Set
         hash_algorithm=server["hash_algorithm"],
         liveness=Liveness(**{each.name: server[each.name] for each in fields(Liveness)}),
         l1_size=parse_size(l1["size"]),
+        l1_max_size=None if l1["max_size"] is None else parse_size(l1["max_size"]),
         eviction_policy=l1["eviction_policy"],
         l2=tuple(_adapter(entry) for entry in values["l2"]),
     )

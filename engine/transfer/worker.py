@@ -12,12 +12,12 @@ from collections.abc import Callable
 from queue import SimpleQueue
 from typing import Final, Protocol
 
-from engine.events import Copy, CopyEnded, Event, Map, MapEnded, TransfersEnded, Unmap, UnmapEnded
+from engine.events import Copy, CopyEnded, Discard, Discarded, Event, Map, MapEnded, TransfersEnded, Unmap, UnmapEnded
 from engine.layouts import KVLayout
 
 logger = logging.getLogger(__name__)
 
-Task = Copy | Map | Unmap
+Task = Copy | Map | Unmap | Discard
 
 
 class Copier(Protocol):
@@ -39,8 +39,16 @@ class TransferWorker:
     if that thread ends by itself, `TransfersEnded` is posted instead of the answers still owed.
     """
 
-    def __init__(self, copier: Copier, post: Callable[[Event], None], clock: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        copier: Copier,
+        discard: Callable[[int, int], None],
+        post: Callable[[Event], None],
+        clock: Callable[[], float],
+    ) -> None:
+        """`discard` gives the memory of a range of the arena back: start and end in bytes."""
         self._copier = copier
+        self._discard = discard
         self._post = post
         self._clock = clock
         self._tasks: SimpleQueue[Task | None] = SimpleQueue()
@@ -79,6 +87,9 @@ class TransferWorker:
             case Unmap():
                 self._attempt(lambda: self._copier.unmap(task.mapping_id), "unmap")
                 return UnmapEnded(self._clock(), task.mapping_id)
+            case Discard():
+                problem = self._attempt(lambda: self._discard(task.start, task.end), "discard")
+                return Discarded(self._clock(), problem)
 
     @staticmethod
     def _attempt(action: Callable[[], None], name: str) -> str | None:

@@ -3,18 +3,40 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 from engine import (
+    AwaitJob,
+    ClearAll,
     Cleared,
+    Command,
+    Deleted,
+    DeleteObjects,
     EngineError,
     EngineStoppedError,
     EngineTimeoutError,
+    Held,
+    JobReport,
     L1Report,
     L2Report,
     LayoutReport,
+    ListJobs,
+    ListObjects,
+    ListSessions,
+    ListWorkers,
+    LookReport,
+    ObjectPage,
+    ObjectReport,
+    Question,
+    SessionPage,
+    SessionReport,
+    StartClear,
     StatusReport,
+    WorkerActivity,
+    WorkerPage,
     WorkerReport,
 )
+from service.context import A
 
 LARGE_ID = (1 << 62) + 1
 """An instance id that a double-precision number cannot hold."""
@@ -32,6 +54,7 @@ L1 = L1Report(
     evicted_bytes=6 << 25,
     refused_objects=3,
     cleared_objects=4,
+    missed_lookups=(("never_stored", 3), ("evicted", 2)),
 )
 
 SERVER_COPIES = WorkerReport(
@@ -106,6 +129,30 @@ UNHEALTHY = replace(
 )
 
 
+CLEARED = JobReport(3, "clear", "done", 9, 9, objects=8, bytes=1 << 28, dry_run=False, age=0.5)
+
+ANSWERS: dict[type[Command[Any]], Any] = {
+    ClearAll: Cleared(objects=8, bytes=1 << 28),
+    StartClear: replace(CLEARED, state="running", done=3),
+    AwaitJob: CLEARED,
+    ListJobs: (replace(CLEARED, id=4, state="running", done=3), CLEARED),
+    ListObjects: ObjectPage(
+        (ObjectReport(b"k" * 48, "llama", 2, 1, b"f" * 16, "tenant", 1 << 25, True, 1, 2.5),), next_seat=512
+    ),
+    DeleteObjects: Deleted(Cleared(1, 1 << 25), missing=2),
+    ListSessions: SessionPage((SessionReport("cmpl-1", b"\0client", 0.5, 12, True, 12, 12 << 25),), next_seat=None),
+    ListWorkers: WorkerPage(
+        (
+            WorkerActivity(
+                LARGE_ID, "llama", 2, "lmcache_driven", "ready", None, 60.5, 0.5, True, Held(2, 1 << 26), Held(0, 0)
+            ),
+        ),
+        next_instance_id=LARGE_ID + 1,
+    ),
+}
+"""By command."""
+
+
 class FakeEngine:
     """Answers with one report; refuses everything once it was given a reason to."""
 
@@ -120,12 +167,19 @@ class FakeEngine:
             raise self.refusal
         return self.report
 
-    def clear(self, timeout: float) -> Cleared:
-        """Counts itself, or the refusal."""
+    def ask(self, command: Command[A], timeout: float) -> A:
+        """What `ANSWERS` has for this kind of command, or the refusal; clears are counted."""
         if self.refusal is not None:
             raise self.refusal
-        self.clears += 1
-        return Cleared(objects=8, bytes=1 << 28)
+        self.clears += isinstance(command, ClearAll | StartClear)
+        answer: Any = ANSWERS[type(command)]
+        return answer  # type: ignore[no-any-return]
+
+    def look(self, question: Question, timeout: float) -> LookReport:
+        """Two chunks and a reason, or the refusal."""
+        if self.refusal is not None:
+            raise self.refusal
+        return LookReport(2, "evicted", "chunk 2: it was evicted to make room for others")
 
 
 def stopped() -> FakeEngine:

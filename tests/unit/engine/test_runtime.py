@@ -25,8 +25,9 @@ from engine import (
     Runtime,
     StartError,
 )
+from engine.commands import ClearAll
 from engine.core import Engine
-from engine.events import CommandAsked, Copy, Effect, Event
+from engine.events import CommandAsked, Copy, Effect, Event, Tick
 from engine.transfer.torch_copier import TorchCopier
 from engine.wire import messages as m
 from engine.wire.codec import OPERATIONS
@@ -186,23 +187,23 @@ class TestClear:
     def test_it_says_what_was_made_invisible(self, server: Runtime, client: Client, segment: MakeSegment) -> None:
         mapped(client, segment(4096))
         client.ask(m.Store(key(TOKENS, worker_id=0), 1, [[1, 2, 3, 4]], HANDLE))
-        assert server.clear(20) == Cleared(2, 2 * 4096)
+        assert server.ask(ClearAll(), 20) == Cleared(2, 2 * 4096)
         assert lookup(client) == 0
-        assert server.clear(20) == Cleared(0, 0)
+        assert server.ask(ClearAll(), 20) == Cleared(0, 0)
 
     def test_an_engine_that_does_not_answer_is_not_waited_for(
         self, server: Runtime, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         ignore(CommandAsked, monkeypatch)
         with pytest.raises(EngineTimeoutError, match=r"did not answer within 0\.01 seconds"):
-            server.clear(0.01)
+            server.ask(ClearAll(), 0.01)
 
     def test_who_waits_when_it_stops_is_told(self, server: Runtime, monkeypatch: pytest.MonkeyPatch) -> None:
         asked = ignore(CommandAsked, monkeypatch)
         stopper = threading.Thread(target=lambda: asked.wait(20) and server.stop())
         stopper.start()
         with pytest.raises(EngineStoppedError):
-            server.clear(20)
+            server.ask(ClearAll(), 20)
         stopper.join()
 
 
@@ -234,7 +235,7 @@ class TestStop:
         with pytest.raises(EngineStoppedError):
             server.status()
         with pytest.raises(EngineStoppedError):
-            server.clear(1)
+            server.ask(ClearAll(), 1)
 
     def test_its_end_is_no_death(self, start_server: Callable[..., Runtime]) -> None:
         start_server(on_death=pytest.fail).stop()
@@ -276,20 +277,18 @@ class TestDeath:
         handle, deaths = Engine.handle, []
 
         def fail(self: Engine, event: Event) -> list[Effect]:
-            if isinstance(event, CommandAsked):
+            if isinstance(event, Tick):
                 raise ValueError("a broken invariant")
             return handle(self, event)
 
-        monkeypatch.setattr(Engine, "handle", fail)
         server = start_server(on_death=deaths.append)
-        with pytest.raises(EngineStoppedError):
-            server.clear(20)
+        monkeypatch.setattr(Engine, "handle", fail)
         until(lambda: not server._thread.is_alive(), "the engine thread has ended")
         assert [repr(death) for death in deaths] == ["ValueError('a broken invariant')"]
         with pytest.raises(EngineStoppedError):
             server.status()
         with pytest.raises(EngineStoppedError):
-            server.clear(1)
+            server.ask(ClearAll(), 1)
 
     def test_a_transfer_thread_that_dies_costs_its_workers_and_the_health(
         self, server: Runtime, client: Client, segment: MakeSegment, monkeypatch: pytest.MonkeyPatch
@@ -332,8 +331,8 @@ class TestStart:
             Runtime(EngineSettings(host="203.0.113.1", port=0, l1_size=MIB), pytest.fail)
 
     def test_an_unknown_policy_is_refused(self) -> None:
-        with pytest.raises(StartError, match="there is no eviction policy 'fifo'"):
-            Runtime(EngineSettings(port=0, eviction_policy="fifo", l1_size=MIB), pytest.fail)
+        with pytest.raises(StartError, match="there is no eviction policy 'mru'"):
+            Runtime(EngineSettings(port=0, eviction_policy="mru", l1_size=MIB), pytest.fail)
 
     def test_an_l1_that_does_not_fit_is_refused_and_the_port_is_free_again(self, server: Runtime) -> None:
         port = int(server.endpoint.rpartition(":")[2])

@@ -122,6 +122,6 @@ def test_a_difference_between_code_and_document_refuses_the_start(monkeypatch, c
 
 
 def test_a_policy_without_a_name_in_the_schema_refuses_the_start(monkeypatch, capsys) -> None:
-    monkeypatch.setattr(root, "policy_names", lambda: ("fifo", "lru"))
+    monkeypatch.setattr(root, "policy_names", lambda: ("fifo", "lru", "mru"))
     assert root.main(FLAGS) == 2
-    assert "fifo_policy.py exists, but config/schema.json does not allow 'fifo'" in capsys.readouterr().err
+    assert "mru_policy.py exists, but config/schema.json does not allow 'mru'" in capsys.readouterr().err

@@ -58,12 +58,12 @@ def test_every_setting_can_be_given_in_the_file(load) -> None:
                  registration_grace: 2, session_ttl: 3, lease_ttl: 4, reservation_ttl: 5, transfer_max_age: 6.5,
                  flag_reconnects: false}
         http: {host: localhost, port: 2, threads: 3}
-        l1: {size: 1.5GiB, eviction_policy: LRU}
+        l1: {size: 1.5GiB, max_size: 2GiB, eviction_policy: LRU}
         l2: []
         """
     )
     liveness = Liveness(1, 2, 3, 4, 5, 6.5, False)
-    assert settings.engine == EngineSettings("0.0.0.0", 1, 16, "blake3", liveness, 3 * GIB // 2, "lru", ())
+    assert settings.engine == EngineSettings("0.0.0.0", 1, 16, "blake3", liveness, 3 * GIB // 2, 2 * GIB, "lru", ())
     assert settings.http == HttpSettings("localhost", 2, 3)
 
 
@@ -109,7 +109,7 @@ def test_the_origin_of_a_value_in_the_file_is_its_line(load, tmp_path: Path) -> 
         ("http: {threads: 65}", "f.yaml:1: http.threads = 65: must be at most 64"),
         (
             "l1: {eviction_policy: lrx}",
-            'f.yaml:1: l1.eviction_policy = lrx: is not one of lru, did you mean "lru"?',
+            'f.yaml:1: l1.eviction_policy = lrx: is not one of fifo, lru, did you mean "lru"?',
         ),
         ("l1:", "f.yaml:1: l1 = null: must be a mapping of keys"),
         (
@@ -118,6 +118,9 @@ def test_the_origin_of_a_value_in_the_file_is_its_line(load, tmp_path: Path) -> 
             ),
         ("l1: {size: 4gb}", "f.yaml:1: l1.size = 4gb: must be written like 4GiB, 512MiB, 1.5GiB, 4294967296"),
         ("l1: {size: 1KiB}", "f.yaml:1: l1.size = 1KiB: must be at least 1MiB"),
+        ("l1: {max_size: 512MiB}", "f.yaml:1: l1.max_size = 512MiB: must be at least l1.size, which is 1GiB"),
+        ("l1: {size: 2GiB, max_size: 1GiB}", "f.yaml:1: l1.max_size = 1GiB: must be at least l1.size, which is 2GiB"),
+        ("l1: {max_size: 1KiB}", "f.yaml:1: l1.max_size = 1KiB: must be at least 1MiB"),
         ("l1: {size: 1.5}", "f.yaml:1: l1.size = 1.5: must be a whole number or text"),
         ("l2: [{type: fs}]", "f.yaml:1: l2[0].type = fs: is not known; there is none yet"),
         ("l2: [{path: /x}]", "f.yaml:1: l2[0] = a mapping: needs the key type"),

@@ -74,21 +74,21 @@ def test_a_size_that_does_not_fit_is_refused_and_leaves_nothing() -> None:
 
 def test_its_making_shows_progress_and_can_be_given_up() -> None:
     done: list[int] = []
-    Arena(NAME, MIB, done.append).close()
+    Arena(NAME, MIB, progress=done.append).close()
     assert done == [MIB]
 
     def give_up(done: int) -> None:
         raise InterruptedError
 
     with pytest.raises(InterruptedError):
-        Arena(NAME, MIB, give_up)
+        Arena(NAME, MIB, progress=give_up)
     assert not PATH.exists()
 
 
 def test_it_says_how_far_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("engine.l1.arena._STEP_BYTES", MIB)
     told: list[int] = []
-    Arena(NAME, 2 * MIB + 4096, told.append).close()
+    Arena(NAME, 2 * MIB + 4096, progress=told.append).close()
     assert told == [MIB, 2 * MIB, 2 * MIB + 4096]
 
 
@@ -97,7 +97,7 @@ def test_it_can_be_stopped_on_the_way_and_leaves_nothing() -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        Arena(NAME, MIB, stop)
+        Arena(NAME, MIB, progress=stop)
     assert not PATH.exists()
 
 

@@ -43,6 +43,10 @@ class FakeCopier:
         self._note("copy", job.job_id)
         self.on_copy(job)
 
+    def discard(self, start: int, end: int) -> None:
+        self._note("discard", (start, end))
+        self.on_map(start)
+
     def _note(self, what: str, which: object) -> None:
         self.calls.append((what, which))
         self.threads.add(threading.current_thread().name)
@@ -79,7 +83,7 @@ def events() -> Events:
 
 @pytest.fixture
 def worker(copier: FakeCopier, events: Events) -> Iterator[TransferWorker]:
-    made = TransferWorker(copier, events.post, FakeClock())
+    made = TransferWorker(copier, copier.discard, events.post, FakeClock())
     yield made
     made.stop()
 
