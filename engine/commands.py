@@ -10,4 +10,12 @@ class ClearAll:
     """Make everything in L1 invisible at once. Answered with a `Cleared`."""
 
 
-Command = ClearAll
+@dataclass(frozen=True, slots=True)
+class Drain:
+    """Begin nothing new, since the server is about to stop: lookups find nothing, and stores are skipped as done.
+
+    What lookups have promised before is still retrieved. Answered with None.
+    """
+
+
+Command = ClearAll | Drain

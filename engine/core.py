@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Final
 
-from engine.commands import ClearAll, Command
+from engine.commands import ClearAll, Command, Drain
 from engine.copies import Copies
 from engine.events import (
     CommandAsked,
@@ -59,7 +59,7 @@ class Engine:
         self._registration = Registration(
             self._workers, self._lending.withdraw, self._copies.is_copying, pool, settings.chunk_size, liveness
         )
-        self._handlers: Final = self._request_handlers()
+        self._handlers = self._request_handlers()
 
     def handle(self, event: Event) -> list[Effect]:
         """What has to be done about an event, in order. Every request gets exactly one reply, now or later."""
@@ -139,6 +139,17 @@ class Engine:
             m.CommitRetrieve: self._lending.commit_retrieve,
         }
 
+    def _draining_handlers(self) -> dict[type[m.Message], Handler]:
+        """Stand in for those that would begin something."""
+        return {m.Lookup: self._find_nothing, m.Store: self._copies.skip_store, m.PrepareStore: self._lend_nothing}
+
+    def _find_nothing(self, event: RequestArrived, message: m.Lookup) -> list[Effect]:
+        self._lookups.end(event.to.client, message.key.request_id)
+        return [Reply(event.to, None)]
+
+    def _lend_nothing(self, event: RequestArrived, _: m.PrepareStore) -> list[Effect]:
+        return [Reply(event.to, m.PrepareStoreReply())]
+
     def _lookup(self, event: RequestArrived, message: m.Lookup) -> list[Effect]:
         self._lookups.lookup(event.now, event.to.client, message.key)
         return [Reply(event.to, None)]
@@ -162,6 +173,9 @@ class Engine:
         match command:
             case ClearAll():
                 return self._cache.clear()
+            case Drain():
+                self._handlers |= self._draining_handlers()
+                return None
 
     def _tick(self, now: float) -> list[Effect]:
         liveness = self._settings.liveness

@@ -12,8 +12,9 @@ from dataclasses import replace
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
 
-from engine.commands import ClearAll, Command
-from engine.errors import EngineStoppedError, EngineTimeoutError, StartError
+from engine.commands import ClearAll, Command, Drain
+from engine.errors import EngineStoppedError, EngineStuckError, EngineTimeoutError, StartError
+from engine.health import MonitorReport
 from engine.settings import EngineSettings
 from engine.status import Cleared, StatusReport
 
@@ -25,8 +26,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_SILENCE_SECONDS: Final = 5.0
-"""Age of the newest report at which the engine thread counts as stuck; it makes one each second at least."""
+_FIRST_PASS_SECONDS: Final = 5.0
+_STOP_SECONDS: Final = 10.0
+"""For the engine thread to end; it waits for the transfer thread itself."""
 
 
 class Runtime:
@@ -42,7 +44,7 @@ class Runtime:
         on_death: Callable[[BaseException], None],
         progress: Callable[[int], None] = lambda done: None,
     ) -> None:
-        """Allocates L1, binds the data plane, starts the threads; returns when they serve.
+        """Allocates L1, binds the data plane, starts the threads; returns when every check of the monitor has passed.
 
         `progress` is called with the bytes of L1 allocated so far; what it raises ends the start. Raises StartError.
         """
@@ -53,6 +55,7 @@ class Runtime:
         from engine.l1.arena import Arena
         from engine.l1.cache import L1Cache
         from engine.loop import EngineLoop, Mailbox
+        from engine.monitor import Monitor
         from engine.transfer.torch_copier import TorchCopier
         from engine.transfer.worker import TransferWorker
         from engine.wire.messages import RegisterEngineDrivenReply
@@ -73,39 +76,83 @@ class Runtime:
         pool = RegisterEngineDrivenReply(self._arena.name, self._arena.size)
         engine = Engine(settings, L1Cache(settings.l1_size, policy), pool)
         self._mailbox = Mailbox()
-        transfers = TransferWorker(TorchCopier(self._arena.bytes, time.monotonic), self._mailbox.post, time.monotonic)
-        self._loop = EngineLoop(engine, router, self._mailbox, transfers, time.monotonic)
+        self._transfers = TransferWorker(
+            TorchCopier(self._arena.bytes, time.monotonic), self._mailbox.post, time.monotonic
+        )
+        self._loop = loop = EngineLoop(engine, router, self._mailbox, self._transfers, time.monotonic)
         self._thread = threading.Thread(target=self._run, name="engine")
+        self._monitor = Monitor(
+            self.endpoint, self._thread.is_alive, lambda: loop.published[0], self._transfers, time.monotonic
+        )
         self._stopped = False
-        transfers.start()
+        self._transfers.start()
         self._thread.start()
+        self._monitor.start()
+        self._await_first_pass()
 
     def status(self) -> StatusReport:
-        """The newest report. Raises EngineStoppedError once the engine has ended."""
+        """The newest report, with what the monitor finds wrong. Raises EngineStoppedError once the engine has ended."""
         if not self._thread.is_alive():
             raise EngineStoppedError("the engine thread has ended")
-        made, report = self._loop.published
-        age = time.monotonic() - made
-        if age < _SILENCE_SECONDS:
-            return report
-        problem = f"the engine thread has not reported for {age:.0f} seconds"
-        return replace(report, is_healthy=False, problems=(*report.problems, problem))
+        report = self._loop.published[1]
+        failing = self.checks().failing(liveness_only=True)
+        found = tuple(str(check) for check in failing if check.detail not in report.problems)
+        return replace(report, is_healthy=False, problems=(*report.problems, *found)) if found else report
+
+    def checks(self) -> MonitorReport:
+        """Every check and every loop, as the monitor found them last. Never raises."""
+        return self._monitor.report()
+
+    def watch(self, name: str, is_alive: Callable[[], str | None]) -> None:
+        """Makes the life of a loop of the service part of the check `loops`.
+
+        `is_alive` tells why the loop is not, None if it is. The monitor's thread calls it a few times a second, so it
+        must only look.
+        """
+        self._monitor.watch(name, is_alive)
 
     def clear(self, timeout: float) -> Cleared:
         """Makes everything in L1 invisible. Raises EngineTimeoutError, EngineStoppedError."""
         cleared: Cleared = self._ask(ClearAll(), timeout)
         return cleared
 
+    def drain(self, timeout: float) -> None:
+        """From now on lookups find nothing and stores are skipped as done, so that running transfers run out.
+
+        Raises EngineTimeoutError, EngineStoppedError.
+        """
+        self._ask(Drain(), timeout)
+
     def stop(self) -> None:
-        """Ends the threads in order and frees the shared memory. A second call does nothing."""
+        """Ends the threads in order and frees the shared memory. A second call does nothing.
+
+        Raises EngineStuckError, in bounded time, if a thread does not end; the name of the shared memory is removed all
+        the same. The process should then end without waiting for its threads; another call tries once more.
+        """
         if self._stopped:
             return
-        self._stopped = True
+        stuck = [] if self._monitor.stop() else ["monitor"]
         self._loop.stop()
-        self._thread.join()
+        self._thread.join(_STOP_SECONDS)
+        if self._thread.is_alive():
+            stuck.append("engine")
+        if not self._transfers.stop():
+            stuck.append("transfer")
+        if stuck:
+            self._arena.unlink()
+            raise EngineStuckError(f"threads that do not end: {', '.join(stuck)}")
+        self._stopped = True
         self._context.term()
         self._mailbox.close()
         self._arena.close()
+
+    def _await_first_pass(self) -> None:
+        failed = self._monitor.first_pass(_FIRST_PASS_SECONDS)
+        if not failed:
+            return
+        self.stop()
+        found = "; ".join(f"{check.name}: {check.detail or 'no answer yet'}" for check in failed)
+        raise StartError(f"the engine does not come to life within {_FIRST_PASS_SECONDS:g} seconds: {found}")
 
     def _ask(self, command: Command, timeout: float) -> Any:
         if not self._thread.is_alive():

@@ -49,3 +49,5 @@ class EngineSettings:
     l1_size: int = GIB
     eviction_policy: str = "lru"
     l2: tuple[L2Settings, ...] = ()
+    drain_timeout: float = 10.0
+    """How long a stop waits for running transfers."""

@@ -5,16 +5,15 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import falcon
 
-from engine import Cleared, EngineError, StatusReport
+from engine import Cleared, EngineError, MonitorReport, StatusReport
 from service.document import Document
-from service.errors import engine_status
-
-NOT_INITIALIZED = "engine not initialized"
+from service.errors import UnavailableError, engine_status
+from service.lifecycle import NOT_INITIALIZED, Lifecycle
 
 JsonObject = dict[str, Any]
 Refusal = Callable[[str], JsonObject]
@@ -27,6 +26,9 @@ class Engine(Protocol):
     def status(self) -> StatusReport:
         """The newest report. Raises EngineStoppedError."""
 
+    def checks(self) -> MonitorReport:
+        """Every check and every loop. Never raises."""
+
     def clear(self, timeout: float) -> Cleared:
         """Makes everything in L1 invisible. Raises EngineTimeoutError, EngineStoppedError."""
 
@@ -38,17 +40,32 @@ class Context:
     engine: Callable[[], Engine | None]
     """The engine, or None before it is ready and once it is being stopped."""
     document: Document
+    lifecycle: Lifecycle = field(default_factory=Lifecycle)
 
     @contextmanager
     def running_engine(self, refusal: Refusal) -> Iterator[Engine]:
         """The engine for the length of a block; what keeps it from answering becomes the operation's own refusal."""
         engine = self.engine()
         if engine is None:
-            raise refused(503, refusal(NOT_INITIALIZED))
+            raise refused(503, refusal(self._reason()))
         try:
             yield engine
         except EngineError as error:
             raise refused(engine_status(error), refusal(str(error))) from error
+
+    @contextmanager
+    def running(self) -> Iterator[Engine]:
+        """The same, where what keeps the engine from answering becomes a problem."""
+        engine = self.engine()
+        if engine is None:
+            raise UnavailableError(self._reason())
+        try:
+            yield engine
+        except EngineError as error:
+            raise falcon.HTTPError(engine_status(error), description=str(error)) from error
+
+    def _reason(self) -> str:
+        return self.lifecycle.state.reason or NOT_INITIALIZED
 
 
 def refused(status: int, body: JsonObject) -> falcon.HTTPStatus:

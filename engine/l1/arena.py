@@ -49,6 +49,10 @@ class Arena:
         if self._pinned:
             torch.cuda.cudart().cudaHostUnregister(self.bytes.data_ptr())  # type: ignore[no-untyped-call]
             self._pinned = False
+        self.unlink()
+
+    def unlink(self) -> None:
+        """Removes the name only, without a word to the GPU: a copy may be stuck there."""
         self._path.unlink(missing_ok=True)
 
     def _allocate(self, descriptor: int, progress: Callable[[int], None]) -> None:
