@@ -1,4 +1,4 @@
-"""What the monitor tells: which checks pass, and which loops show signs of life. Frozen and pure; read by any thread."""
+"""What the monitor tells: which checks pass, and which loops show signs of life. Frozen and pure."""
 
 from __future__ import annotations
 

@@ -261,6 +261,8 @@ class Monitor:
         try:
             while not self._stop.is_set():
                 self._attempt()
+        except BaseException:
+            logger.exception("the monitor thread has ended")
         finally:
             self._pinger.close()
             self._wakeups.close()

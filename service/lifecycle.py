@@ -1,4 +1,4 @@
-"""Where the process is in its life, from the first request it answers to the last, and the engine while there is one."""
+"""Where the process is in its life, from the first answer to the last, and the engine while there is one."""
 
 from __future__ import annotations
 
