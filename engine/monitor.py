@@ -92,7 +92,7 @@ class SocketCheck:
         if self._pinger.is_answered():
             self._found, self._asked = Finding(None, now - asked, now), None
         elif now - asked > PATIENCE_SECONDS:
-            self._pinger.renew()
+            self._pinger.connect()
             problem = f"no answer to a ping within {PATIENCE_SECONDS:g} seconds"
             self._found, self._asked = Finding(problem, self._found.latency, self._found.seen), None
 
@@ -218,10 +218,11 @@ class Monitor:
         self._thread.start()
 
     def first_pass(self, timeout: float) -> tuple[CheckReport, ...]:
-        """Waits until every check has passed once; returns those that have not within so many seconds."""
+        """Waits until all liveness checks pass; returns those that do not within so many seconds."""
         if self._passed.wait(timeout):
             return ()
-        return tuple(check for check in self.report().checks if not check.ok or check.age_seconds is None)
+        checks = [check for check in self.report().checks if check.affects == "liveness"]
+        return tuple(check for check in checks if not check.ok or check.age_seconds is None)
 
     def watch(self, name: str, is_alive: Watch) -> None:
         """Makes the life of a further loop part of the check `loops`. Another loop of this name is replaced."""
@@ -259,6 +260,7 @@ class Monitor:
 
     def _run(self) -> None:
         try:
+            self._pinger.connect()
             while not self._stop.is_set():
                 self._attempt()
         except BaseException:
@@ -281,7 +283,8 @@ class Monitor:
         now = self._clock()
         findings = tuple((check, check.look(now)) for check in self._checks)
         self._look = _Look(now, self._transfer.moved, findings, self._restarts)
-        if all(finding.problem is None and finding.seen is not None for _, finding in findings):
+        vital = [finding for check, finding in findings if check.affects == "liveness"]
+        if all(finding.problem is None and finding.seen is not None for finding in vital):
             self._passed.set()
 
     def _rest(self) -> None:

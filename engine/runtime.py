@@ -44,7 +44,7 @@ class Runtime:
         on_death: Callable[[BaseException], None],
         progress: Callable[[int], None] = lambda done: None,
     ) -> None:
-        """Allocates L1, binds the data plane, starts the threads; returns when every check of the monitor has passed.
+        """Allocates L1, binds the data plane, starts the threads; returns when the monitor finds them alive.
 
         `progress` is called with the bytes of L1 allocated so far; what it raises ends the start. Raises StartError.
         """

@@ -18,7 +18,7 @@ def drain(engine: Runtime, timeout: float, is_hurried: Callable[[], bool]) -> No
     """Returns when no transfer runs, the time is over, or somebody is in a hurry. Never raises."""
     deadline = time.monotonic() + timeout
     try:
-        engine.drain(min(timeout, _COMMAND_SECONDS))
+        engine.drain(_COMMAND_SECONDS)
         while (running := engine.status().running_transfers) and time.monotonic() < deadline and not is_hurried():
             time.sleep(_POLL_SECONDS)
     except EngineError as error:

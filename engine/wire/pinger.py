@@ -21,6 +21,9 @@ class Pinger:
     A connection that does not answer is given up for a new one, so that a socket bound again is found again.
     """
 
+    socket: zmq.Socket[bytes]
+    """For polling only. There is none before `connect`, and another one after each."""
+
     def __init__(self, endpoint: str) -> None:
         """`endpoint`: what the data plane is bound to, such as `tcp://0.0.0.0:5555`."""
         self._endpoint = reachable(endpoint)
@@ -28,8 +31,15 @@ class Pinger:
         self._uids = count(1)
         self._uid = b""
         self._context = zmq.Context()
-        self.socket = self._connected()
-        """For polling only; another one after `renew`."""
+
+    def connect(self) -> None:
+        """Makes a connection, and gives up the one there is."""
+        if hasattr(self, "socket"):
+            self.socket.close(linger=0)
+        self.socket = self._context.socket(zmq.DEALER)
+        self.socket.setsockopt(zmq.LINGER, 0)
+        self.socket.setsockopt(zmq.IPV6, int("[" in self._endpoint))
+        self.socket.connect(self._endpoint)
 
     def ask(self) -> None:
         """Sends a ping; answers to the ones before do not count any more. Never blocks."""
@@ -46,21 +56,8 @@ class Pinger:
                 answered = answered or frames[:2] == [self._uid, self._op]
         return answered
 
-    def renew(self) -> None:
-        """Gives the connection up for a new one."""
-        self.socket.close(linger=0)
-        self.socket = self._connected()
-
     def close(self) -> None:
-        self.socket.close(linger=0)
-        self._context.term()
-
-    def _connected(self) -> zmq.Socket[bytes]:
-        socket = self._context.socket(zmq.DEALER)
-        socket.setsockopt(zmq.LINGER, 0)
-        socket.setsockopt(zmq.IPV6, int("[" in self._endpoint))
-        socket.connect(self._endpoint)
-        return socket
+        self._context.destroy(linger=0)
 
 
 def reachable(endpoint: str) -> str:

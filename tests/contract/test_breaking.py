@@ -216,7 +216,11 @@ def test_a_monitor_that_has_ended_is_named(broken: Broken) -> None:
 
 def test_a_monitor_that_is_stuck_is_named_when_its_findings_are_stale(broken: Broken) -> None:
     go_on = threading.Event()
-    broken.runtime.watch("waits", lambda: None if go_on.wait(20) else None)
+
+    def wait() -> None:
+        assert go_on.wait(20)
+
+    broken.runtime.watch("waits", wait)
     name = "monitor: no look at the checks for 3."
     until(lambda: all(name in (broken.told(path) or "") for path in PROBES), "503", WITHIN + 1)
     go_on.set()

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import zmq
 
-from engine import CheckReport, MonitorReport, Runtime
+from engine import CheckReport, EngineStuckError, MonitorReport, Runtime, StartError
 from engine.monitor import INTERVAL_SECONDS, PATIENCE_SECONDS, EngineCheck, LoopsCheck, SocketCheck, TransferCheck
 from engine.transfer.worker import Sentinel
 from engine.wire.pinger import Pinger, reachable
@@ -27,6 +27,17 @@ def passing(name: str, server: Runtime) -> bool:
 def check(name: str, server: Runtime) -> CheckReport:
     [found] = [each for each in server.checks().checks if each.name == name]
     return found
+
+
+def waiting(go_on: threading.Event, at_work: threading.Event | None = None) -> Callable[[], None]:
+    """A watch that does what none may."""
+
+    def watch() -> None:
+        if at_work is not None:
+            at_work.set()
+        assert go_on.wait(20)
+
+    return watch
 
 
 class TestEngineCheck:
@@ -51,8 +62,8 @@ class FakePinger:
     def is_answered(self) -> bool:
         return self.answers
 
-    def renew(self) -> None:
-        self.calls.append("renew")
+    def connect(self) -> None:
+        self.calls.append("connect")
 
 
 class TestSocketCheck:
@@ -93,7 +104,7 @@ class TestSocketCheck:
     ) -> None:
         socket.look(100.0)
         assert socket.look(100 + TOO_LONG).problem == "no answer to a ping within 1.75 seconds"
-        assert pinger.calls == ["ask", "renew", "ask"]
+        assert pinger.calls == ["ask", "connect", "ask"]
         assert socket.look(102.0).problem is not None
         pinger.answers = True
         assert socket.look(102.5).problem is None
@@ -202,6 +213,7 @@ class TestPinger:
     @pytest.fixture
     def pinger(self, router: zmq.Socket[bytes]) -> Iterator[Pinger]:
         made = Pinger(router.getsockopt_string(zmq.LAST_ENDPOINT))
+        made.connect()
         yield made
         made.close()
 
@@ -221,7 +233,7 @@ class TestPinger:
     def test_a_new_connection_asks_anew(self, router: zmq.Socket[bytes], pinger: Pinger) -> None:
         pinger.ask()
         before = router.recv_multipart()
-        pinger.renew()
+        pinger.connect()
         pinger.ask()
         after = router.recv_multipart()
         assert before[0] != after[0]
@@ -232,9 +244,9 @@ class TestPinger:
     def test_nobody_there_is_no_error(self) -> None:
         pinger = Pinger("tcp://127.0.0.1:1")
         for _ in range(3):
+            pinger.connect()
             pinger.ask()
             assert not pinger.is_answered()
-            pinger.renew()
         pinger.close()
 
 
@@ -264,7 +276,7 @@ class TestMonitor:
     def test_a_wildcard_address_is_reached_by_loopback(self, start_server: Callable[..., Runtime], host: str) -> None:
         try:
             server = start_server(host=host)
-        except Exception:
+        except StartError:
             pytest.skip(f"{host} cannot be listened on here")
         assert passing("socket", server)
 
@@ -293,6 +305,8 @@ class TestMonitor:
         assert [str(each) for each in report.failing(liveness_only=False)] == ["l2.fs: no such folder"]
         assert report.failing(liveness_only=True) == ()
         assert server.status().is_healthy
+        server._monitor._passed.clear()
+        assert server._monitor.first_pass(20) == ()
 
     def test_a_defect_does_not_end_it_and_is_counted(
         self, server: Runtime, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
@@ -319,7 +333,7 @@ class TestMonitor:
     def test_its_silence_is_a_failure(self, server: Runtime, monkeypatch: pytest.MonkeyPatch) -> None:
         go_on = threading.Event()
         monkeypatch.setattr("engine.monitor.STALE_SECONDS", 0.5)
-        server.watch("waits", lambda: None if go_on.wait(20) else None)
+        server.watch("waits", waiting(go_on))
         detail = until(lambda: check("monitor", server).detail, "it is missed")
         assert detail.startswith("no look at the checks for 0.")
         go_on.set()
@@ -330,9 +344,9 @@ class TestMonitor:
     ) -> None:
         at_work, go_on = threading.Event(), threading.Event()
         monkeypatch.setattr("engine.monitor._STOP_SECONDS", 0.05)
-        server.watch("waits", lambda: None if at_work.set() or go_on.wait(20) else None)
+        server.watch("waits", waiting(go_on, at_work))
         assert at_work.wait(20)
-        with pytest.raises(Exception, match="threads that do not end: monitor"):
+        with pytest.raises(EngineStuckError, match="threads that do not end: monitor"):
             server.stop()
         go_on.set()
         until(lambda: not server._monitor._thread.is_alive(), "the monitor has ended")

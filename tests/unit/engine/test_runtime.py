@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import mmap
 import os
 import threading
@@ -31,6 +32,7 @@ from engine.events import CommandAsked, Copy, Effect, Event
 from engine.transfer.torch_copier import TorchCopier
 from engine.wire import messages as m
 from engine.wire.codec import OPERATIONS
+from engine.wire.pinger import Pinger
 from tests.support.polling import until
 from tests.support.shm import segments_of
 from tests.unit.engine.support import (
@@ -367,6 +369,8 @@ class TestDeath:
         report = until(lambda: (found := server.status()).problems and found, "the death is reported")
         assert not report.is_healthy
         assert "the transfer thread has ended" in report.problems[0]
+        until(lambda: server.checks().failing(liveness_only=True), "the monitor has found it, too")
+        assert server.status().problems == report.problems
         assert client.ask(store) == [b"", False]
         assert client.ask(m.UnregisterKVCache(1)) is None
         assert client.ask(m.Ping(None)) is True
@@ -428,6 +432,20 @@ class TestStart:
         with pytest.raises(StartError, match=r"does not come to life within 0\.2 seconds: socket: no answer yet$"):
             Runtime(EngineSettings(port=0, l1_size=MIB), pytest.fail)
         assert not any(thread.name in THREADS for thread in threading.enumerate())
+
+    def test_an_engine_whose_monitor_cannot_begin_does_not_start(
+        self, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        def refuse(self: Pinger) -> None:
+            raise zmq.ZMQError(errno.EMFILE)
+
+        monkeypatch.setattr("engine.runtime._FIRST_PASS_SECONDS", 0.2)
+        monkeypatch.setattr(Pinger, "connect", refuse)
+        with pytest.raises(StartError, match="monitor: the monitor thread has ended"):
+            Runtime(EngineSettings(port=0, l1_size=MIB), pytest.fail)
+        assert not any(thread.name in THREADS for thread in threading.enumerate())
+        assert segments_of(os.getpid()) == []
+        assert "Too many open files" in caplog.text
 
     def test_two_engines_do_not_meet(self, start_server: Callable[..., Runtime], connect: Connect) -> None:
         clients = [connect(start_server(chunk_size=size)) for size in (16, 32)]
