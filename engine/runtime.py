@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import CancelledError
+from contextlib import suppress
 from dataclasses import replace
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
@@ -136,13 +137,14 @@ class Runtime:
         self._thread.join(_STOP_SECONDS)
         if self._thread.is_alive():
             stuck.append("engine")
+        else:
+            self._context.term()
         if not self._transfers.stop():
             stuck.append("transfer")
         if stuck:
             self._arena.unlink()
             raise EngineStuckError(f"threads that do not end: {', '.join(stuck)}")
         self._stopped = True
-        self._context.term()
         self._mailbox.close()
         self._arena.close()
 
@@ -150,7 +152,9 @@ class Runtime:
         failed = self._monitor.first_pass(_FIRST_PASS_SECONDS)
         if not failed:
             return
-        self.stop()
+        # NOTE: What does not come to life may not end either; the check that fails is what the operator needs to read.
+        with suppress(EngineStuckError):
+            self.stop()
         found = "; ".join(f"{check.name}: {check.detail or 'no answer yet'}" for check in failed)
         raise StartError(f"the engine does not come to life within {_FIRST_PASS_SECONDS:g} seconds: {found}")
 

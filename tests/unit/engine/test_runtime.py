@@ -433,6 +433,17 @@ class TestStart:
             Runtime(EngineSettings(port=0, l1_size=MIB), pytest.fail)
         assert not any(thread.name in THREADS for thread in threading.enumerate())
 
+    def test_a_transfer_thread_that_never_begins_is_named(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        go_on = threading.Event()
+        monkeypatch.setattr("engine.runtime._FIRST_PASS_SECONDS", 0.2)
+        monkeypatch.setattr("engine.transfer.worker._STOP_SECONDS", 0.05)
+        monkeypatch.setattr(TorchCopier, "prepare_thread", lambda self: go_on.wait(20))
+        with pytest.raises(StartError, match="transfer: no answer yet"):
+            Runtime(EngineSettings(port=0, l1_size=MIB), pytest.fail)
+        assert segments_of(os.getpid()) == []
+        go_on.set()
+        until(lambda: not any(thread.name in THREADS for thread in threading.enumerate()), "the threads have ended")
+
     def test_an_engine_whose_monitor_cannot_begin_does_not_start(
         self, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
     ) -> None:
