@@ -30,10 +30,12 @@ from engine.errors import (
     AmbiguousError,
     EngineError,
     EngineStoppedError,
+    EngineStuckError,
     EngineTimeoutError,
     NoMemoryError,
     StartError,
 )
+from engine.health import Affects, CheckReport, LoopReport, MonitorReport
 from engine.runtime import Runtime
 from engine.settings import GIB, MIB, EngineSettings, L2Settings, Liveness
 from engine.status import Cleared, L1Report, L2Report, LayoutReport, MissReason, StatusReport, WorkerReport, WorkerState
@@ -41,8 +43,10 @@ from engine.status import Cleared, L1Report, L2Report, LayoutReport, MissReason,
 __all__ = [
     "GIB",
     "MIB",
+    "Affects",
     "AmbiguousError",
     "AwaitJob",
+    "CheckReport",
     "ClearAll",
     "Cleared",
     "Command",
@@ -51,6 +55,7 @@ __all__ = [
     "EngineError",
     "EngineSettings",
     "EngineStoppedError",
+    "EngineStuckError",
     "EngineTimeoutError",
     "Held",
     "JobReport",
@@ -64,7 +69,9 @@ __all__ = [
     "ListWorkers",
     "Liveness",
     "LookReport",
+    "LoopReport",
     "MissReason",
+    "MonitorReport",
     "NoMemoryError",
     "ObjectPage",
     "ObjectReport",

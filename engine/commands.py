@@ -143,3 +143,11 @@ class ChangePolicy(Command[JobReport]):
 
     name: str
     policy: EvictionPolicy = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Drain(Command[None]):
+    """Begin nothing new, since the server is about to stop: lookups find nothing, and stores are skipped as done.
+
+    What lookups have promised before is still retrieved.
+    """

@@ -49,8 +49,7 @@ class Copies:
         """Copies what is absent; skips what is present, null, or finds no room. Raises RefusedError."""
         worker = self._worker(message.instance_id)
         if worker.state == "unsupported":
-            self.skipped_stores += 1
-            return [Reply(event.to, TransferReply.DONE)]
+            return self.skip_store(event, message)
         layout = _ready_layout(worker)
         chunks = self._prompts.chunks(message.key, worker)
         _check_blocks(message.block_ids, layout, chunks.count)
@@ -59,6 +58,11 @@ class Copies:
         if not reserved:
             return [Reply(event.to, TransferReply.DONE)]
         return [self._begin(event, message, worker, chunks, reserved)]
+
+    def skip_store(self, event: RequestArrived, _: Store) -> list[Effect]:
+        """Answers as done and stores nothing: the worker has lost nothing by it."""
+        self.skipped_stores += 1
+        return [Reply(event.to, TransferReply.DONE)]
 
     def retrieve(self, event: RequestArrived, message: Retrieve) -> list[Effect]:
         """Copies every chunk of the range or none. Uses up this request's leases in any case; raises RefusedError."""

@@ -8,9 +8,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Final
 
+from engine.commands import Drain
 from engine.copies import Copies
 from engine.events import (
     CommandAsked,
+    CommandDone,
     Continued,
     CopyEnded,
     Discarded,
@@ -65,7 +67,7 @@ class Engine:
         self._jobs = Jobs()
         self._operators = Operators(cache, self._sessions, self._workers, self._copies, prompts, self._jobs)
         self._tuning = Tuning(cache, self._jobs, settings.eviction_policy)
-        self._handlers: Final = self._request_handlers()
+        self._handlers = self._request_handlers()
 
     def handle(self, event: Event) -> list[Effect]:
         """What has to be done about an event, in order. Every request gets exactly one reply, now or later."""
@@ -150,6 +152,17 @@ class Engine:
             m.CommitRetrieve: self._lending.commit_retrieve,
         }
 
+    def _draining_handlers(self) -> dict[type[m.Message], Handler]:
+        """Stand in for those that would begin something."""
+        return {m.Lookup: self._find_nothing, m.Store: self._copies.skip_store, m.PrepareStore: self._lend_nothing}
+
+    def _find_nothing(self, event: RequestArrived, message: m.Lookup) -> list[Effect]:
+        self._lookups.end(event.to.client, message.key.request_id)
+        return [Reply(event.to, None)]
+
+    def _lend_nothing(self, event: RequestArrived, _: m.PrepareStore) -> list[Effect]:
+        return [Reply(event.to, m.PrepareStoreReply())]
+
     def _lookup(self, event: RequestArrived, message: m.Lookup) -> list[Effect]:
         self._lookups.lookup(event.now, event.to.client, message.key)
         return [Reply(event.to, None)]
@@ -171,6 +184,9 @@ class Engine:
 
     def _command(self, event: CommandAsked) -> list[Effect]:
         """Raises EngineError where a command cannot be carried out; then nothing was changed."""
+        if isinstance(event.command, Drain):
+            self._handlers |= self._draining_handlers()
+            return [CommandDone(event.ticket, None)]
         effects = self._operators.answer(event)
         if effects is None:
             effects = self._tuning.answer(event)

@@ -25,3 +25,7 @@ class AmbiguousError(EngineError):
 
 class EngineTimeoutError(EngineError):
     """The engine thread did not answer a command in time; the command may still be carried out."""
+
+
+class EngineStuckError(EngineError):
+    """A thread does not end when it is told to stop. Only the end of the process ends it."""

@@ -202,8 +202,13 @@ class EngineLoop:
             future.set_result(done.answer)
 
     def _finish(self) -> None:
-        """A client has no time limit for some replies: nobody is left without one."""
-        self._transfers.stop()
+        """A client has no time limit for some replies: nobody is left without one.
+
+        Unless the transfer thread is stuck. It may still write into a client's blocks, and a client that is answered
+        gives them to somebody else; it will miss the server instead, once the process has ended.
+        """
+        if not self._transfers.stop():
+            return
         for event in self._mailbox.take():
             self._handle(event)
         self._perform(self._engine.handle(TransfersEnded(self._clock(), "the server is stopping")))

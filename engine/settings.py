@@ -51,3 +51,5 @@ class EngineSettings:
     """How far L1 can be grown while it runs; None stands for `l1_size`."""
     eviction_policy: str = "lru"
     l2: tuple[L2Settings, ...] = ()
+    drain_timeout: float = 10.0
+    """How long a stop waits for running transfers."""

@@ -119,7 +119,7 @@ class StatusReport:
     active_prefetch_jobs: int
     running_transfers: int
     skipped_stores: int
-    """Stores of unsupported workers: answered as done, and nothing was stored."""
+    """Stores of unsupported workers, and stores while the server drains: answered as done, and nothing was stored."""
     failed_requests: int
     """Requests answered with their failure value because they could not be decoded or did not fit."""
     dropped_messages: int

@@ -5,16 +5,15 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
 import falcon
 
-from engine import Command, EngineError, LookReport, Question, StatusReport
+from engine import Command, EngineError, LookReport, MonitorReport, Question, StatusReport
 from service.document import Document
-from service.errors import engine_status
-
-NOT_INITIALIZED = "engine not initialized"
+from service.errors import UnavailableError, engine_status
+from service.lifecycle import NOT_INITIALIZED, Lifecycle
 
 # The engine thread answers a command between two batches of requests; far longer than that means it is stuck.
 ANSWER_TIMEOUT = 10.0
@@ -31,6 +30,9 @@ class Engine(Protocol):
     def status(self) -> StatusReport:
         """The newest report. Raises EngineStoppedError."""
 
+    def checks(self) -> MonitorReport:
+        """Every check and every loop. Never raises."""
+
     def ask(self, command: Command[A], timeout: float) -> A:
         """Has a command carried out between two requests. Raises EngineTimeoutError, EngineStoppedError."""
 
@@ -45,13 +47,14 @@ class Context:
     engine: Callable[[], Engine | None]
     """The engine, or None before it is ready and once it is being stopped."""
     document: Document
+    lifecycle: Lifecycle = field(default_factory=Lifecycle)
 
     @contextmanager
     def running_engine(self, refusal: Refusal) -> Iterator[Engine]:
         """The engine for the length of a block; what keeps it from answering becomes the operation's own refusal."""
         engine = self.engine()
         if engine is None:
-            raise refused(503, refusal(NOT_INITIALIZED))
+            raise refused(503, refusal(self._reason()))
         try:
             yield engine
         except EngineError as error:
@@ -59,14 +62,17 @@ class Context:
 
     @contextmanager
     def running(self) -> Iterator[Engine]:
-        """The engine for the length of a block; what keeps it from answering becomes a problem."""
+        """The same, where what keeps the engine from answering becomes a problem."""
         engine = self.engine()
         if engine is None:
-            raise falcon.HTTPServiceUnavailable(description=NOT_INITIALIZED)
+            raise UnavailableError(self._reason())
         try:
             yield engine
         except EngineError as error:
             raise falcon.HTTPError(engine_status(error), description=str(error)) from error
+
+    def _reason(self) -> str:
+        return self.lifecycle.state.reason or NOT_INITIALIZED
 
 
 def refused(status: int, body: JsonObject) -> falcon.HTTPStatus:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import falcon
@@ -39,6 +39,14 @@ class InvalidRequestError(falcon.HTTPBadRequest):
         self.faults = tuple(faults)
 
 
+class UnavailableError(falcon.HTTPServiceUnavailable):
+    """The request cannot be served now; says why, with further members of the problem if there are any."""
+
+    def __init__(self, reason: str, members: Mapping[str, Any] | None = None) -> None:
+        super().__init__(description=reason)
+        self.members = members or {}
+
+
 def engine_status(error: EngineError) -> int:
     """The status that tells an engine's refusal."""
     return _ENGINE_STATUS.get(type(error), 500)
@@ -69,6 +77,8 @@ def _http_error(req: falcon.Request, resp: falcon.Response, error: falcon.HTTPEr
     body = problem_body(status, error.description or _DETAIL.get(status, ""), request_id(req))
     if isinstance(error, InvalidRequestError):
         body["errors"] = [{"pointer": pointer, "detail": reason} for pointer, reason in error.faults]
+    if isinstance(error, UnavailableError):
+        body.update(error.members)
     resp.set_headers(error.headers or {})
     _answer(resp, status, body)
 

@@ -172,6 +172,7 @@ def _build(values: dict[str, Any], origins: Mapping[SettingPath, Origin]) -> Set
         l1_max_size=None if l1["max_size"] is None else parse_size(l1["max_size"]),
         eviction_policy=l1["eviction_policy"],
         l2=tuple(_adapter(entry) for entry in values["l2"]),
+        drain_timeout=server["drain_timeout"],
     )
     listing = tuple(Setting(path, value, origins.get(path, DEFAULT)) for path, value in _leaves(values, ()))
     return Settings(engine, HttpSettings(**values["http"]), listing)

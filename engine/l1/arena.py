@@ -46,7 +46,7 @@ class Arena:
             """The whole segment, uint8."""
             self._allocate(0, size, progress)
         except BaseException:
-            self._remove()
+            self.unlink()
             raise
 
     def grow(self, start: int, end: int, progress: Callable[[int], None] = lambda done: None) -> None:
@@ -71,9 +71,10 @@ class Arena:
         for address in self._pinned:
             torch.cuda.cudart().cudaHostUnregister(address)  # type: ignore[no-untyped-call]
         self._pinned = []
-        self._remove()
+        self.unlink()
 
-    def _remove(self) -> None:
+    def unlink(self) -> None:
+        """Removes the name only, without a word to the GPU: a copy may be stuck there."""
         if self._descriptor >= 0:
             self._path.unlink(missing_ok=True)
             os.close(self._descriptor)

@@ -7,6 +7,7 @@ from typing import Any
 
 from engine import (
     AwaitJob,
+    CheckReport,
     ClearAll,
     Cleared,
     Command,
@@ -25,6 +26,8 @@ from engine import (
     ListSessions,
     ListWorkers,
     LookReport,
+    LoopReport,
+    MonitorReport,
     ObjectPage,
     ObjectReport,
     Question,
@@ -36,8 +39,12 @@ from engine import (
     WorkerPage,
     WorkerReport,
 )
-from service.context import A
+from service import assets
+from service.context import A, Context
+from service.document import Document
+from service.lifecycle import Lifecycle
 
+DOCUMENT = Document.load(assets.openapi_path())
 LARGE_ID = (1 << 62) + 1
 """An instance id that a double-precision number cannot hold."""
 
@@ -152,14 +159,42 @@ ANSWERS: dict[type[Command[Any]], Any] = {
 }
 """By command."""
 
+LOOPS = (LoopReport("engine", 0.2, 0), LoopReport("transfer", 0.1, 0), LoopReport("monitor", 0.1, 3))
+PASSING = MonitorReport(
+    (
+        CheckReport("engine", True, None, None, 0.2, "liveness"),
+        CheckReport("socket", True, None, 0.0005, 0.1, "liveness"),
+        CheckReport("transfer", True, None, 0.0002, 0.1, "liveness"),
+        CheckReport("l2.fs", True, None, 0.01, 1.0, "readiness"),
+    ),
+    LOOPS,
+)
+
+
+def failing(name: str, detail: str) -> MonitorReport:
+    """All checks pass but this one."""
+    checks = [replace(check, ok=False, detail=detail) if check.name == name else check for check in PASSING.checks]
+    return MonitorReport(tuple(checks), LOOPS)
+
 
 class FakeEngine:
     """Answers with one report; refuses everything once it was given a reason to."""
 
-    def __init__(self, report: StatusReport = HEALTHY, refusal: EngineError | None = None) -> None:
+    def __init__(
+        self,
+        report: StatusReport = HEALTHY,
+        refusal: EngineError | None = None,
+        checks: MonitorReport | None = None,
+    ) -> None:
+        """`checks`: by default those that go with the report."""
         self.report = report
         self.refusal = refusal
+        self.found = checks or (PASSING if report.is_healthy else failing("transfer", report.problems[0]))
         self.clears = 0
+
+    def checks(self) -> MonitorReport:
+        """What the monitor has found."""
+        return self.found
 
     def status(self) -> StatusReport:
         """The report, or the refusal."""
@@ -184,9 +219,24 @@ class FakeEngine:
 
 def stopped() -> FakeEngine:
     """An engine whose thread has ended."""
-    return FakeEngine(refusal=EngineStoppedError("the engine has ended"))
+    refusal = EngineStoppedError("the engine has ended")
+    return FakeEngine(refusal=refusal, checks=failing("engine", "the engine thread has ended"))
 
 
 def stuck() -> FakeEngine:
     """An engine that still reports, but carries out no command."""
     return FakeEngine(refusal=EngineTimeoutError("no answer within 10 s"))
+
+
+def lifecycle(engine: FakeEngine | None) -> Lifecycle:
+    """One that runs with this engine, or has not come so far."""
+    made = Lifecycle()
+    if engine is not None:
+        made.run(engine)  # type: ignore[arg-type]
+    return made
+
+
+def context(engine: FakeEngine | None) -> Context:
+    """What resources get while this engine runs, or while none is ready."""
+    alive = lifecycle(engine)
+    return Context(alive.engine, DOCUMENT, alive)

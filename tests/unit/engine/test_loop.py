@@ -60,13 +60,15 @@ class FakeTransfers:
         self.submitted: list[object] = []
         self.stopped = 0
         self.on_stop: Callable[[], None] = lambda: None
+        self.ends = True
 
     def submit(self, task: object) -> None:
         self.submitted.append(task)
 
-    def stop(self) -> None:
+    def stop(self) -> bool:
         self.stopped += 1
         self.on_stop()
+        return self.ends
 
 
 class Bench:
@@ -286,6 +288,15 @@ def test_at_the_end_whoever_waits_is_answered(bench: Bench) -> None:
     bench.loop.run()
     assert [type(event) for event in bench.engine.events] == [CommandAsked, CommandAsked, UnmapEnded, TransfersEnded]
     assert isinstance(waiting.exception(0), EngineStoppedError)
+    assert bench.router.socket.closed
+
+
+def test_where_a_copy_does_not_end_nobody_is_told_that_it_has(bench: Bench) -> None:
+    """Its client would give the blocks to somebody else while they may still be written."""
+    bench.transfers.ends = False
+    bench.loop.stop()
+    bench.loop.run()
+    assert bench.engine.events == []
     assert bench.router.socket.closed
 
 

@@ -13,7 +13,16 @@ from service.app import create_app
 from service.context import Context, Engine
 from service.document import Document
 from service.validation import BODY_LIMIT
-from tests.support.fake_engine import HEALTHY, LARGE_ID, UNHEALTHY, FakeEngine, stopped, stuck
+from tests.support.fake_engine import (
+    HEALTHY,
+    LARGE_ID,
+    UNHEALTHY,
+    FakeEngine,
+    context,
+    failing,
+    stopped,
+    stuck,
+)
 
 DOCUMENT = Document.load(assets.openapi_path())
 NOT_READY = "engine not initialized"
@@ -21,7 +30,7 @@ READING = ["/", "/api/healthcheck", "/healthcheck", "/api/status", "/status"]
 
 
 def client(engine: Engine | None) -> TestClient:
-    return TestClient(create_app(Context(lambda: engine, DOCUMENT), validate_responses=True))
+    return TestClient(create_app(context(engine), validate_responses=True))
 
 
 def problem(result: Result, status: int) -> dict[str, object]:
@@ -46,12 +55,9 @@ def test_the_root_answers_in_every_state(engine: Engine | None) -> None:
     [
         (FakeEngine(), 200, {"status": "healthy"}),
         (None, 503, {"status": "unhealthy", "reason": NOT_READY}),
-        (stopped(), 503, {"status": "unhealthy", "reason": "the engine has ended"}),
-        (
-            FakeEngine(UNHEALTHY),
-            503,
-            {"status": "unhealthy", "reason": "the transfer thread has ended; the engine thread is late"},
-        ),
+        (stopped(), 503, {"status": "unhealthy", "reason": "engine: the engine thread has ended"}),
+        (FakeEngine(UNHEALTHY), 503, {"status": "unhealthy", "reason": "transfer: the transfer thread has ended"}),
+        (FakeEngine(checks=failing("l2.fs", "no such folder")), 200, {"status": "healthy"}),
     ],
 )
 def test_the_health_check_says_what_is_wrong(path: str, engine: Engine | None, status: int, body: object) -> None:

@@ -56,14 +56,15 @@ def test_every_setting_can_be_given_in_the_file(load) -> None:
         """
         server: {host: 0.0.0.0, port: 1, chunk_size: 16, hash_algorithm: blake3, worker_timeout: 1,
                  registration_grace: 2, session_ttl: 3, lease_ttl: 4, reservation_ttl: 5, transfer_max_age: 6.5,
-                 flag_reconnects: false}
+                 flag_reconnects: false, drain_timeout: 0.5}
         http: {host: localhost, port: 2, threads: 3}
         l1: {size: 1.5GiB, max_size: 2GiB, eviction_policy: LRU}
         l2: []
         """
     )
     liveness = Liveness(1, 2, 3, 4, 5, 6.5, False)
-    assert settings.engine == EngineSettings("0.0.0.0", 1, 16, "blake3", liveness, 3 * GIB // 2, 2 * GIB, "lru", ())
+    engine = EngineSettings("0.0.0.0", 1, 16, "blake3", liveness, 3 * GIB // 2, 2 * GIB, "lru", (), 0.5)
+    assert settings.engine == engine
     assert settings.http == HttpSettings("localhost", 2, 3)
 
 
