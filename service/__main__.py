@@ -12,12 +12,14 @@ from types import FrameType
 
 from engine import GIB, Runtime, l2_types, policy_names
 from service import assets, cli, commands
+from service.access import AccessControl, exposures
 from service.app import App, create_app
 from service.context import Context
 from service.contract import ContractError
 from service.document import Document, DocumentError
 from service.engine_slot import EngineSlot
 from service.http_server import HttpServer, ListenError
+from service.logs import Logs
 from service.problems import ConfigError
 from service.schema import Schema, compare_modules, load_schema
 from service.settings import Settings, load_settings
@@ -46,12 +48,15 @@ def main(argv: Sequence[str], *, validate_responses: bool = False) -> int:
         if arguments.command == "show-config":
             print("\n".join(commands.show_config(settings)))
             return STOPPED
-        slot = EngineSlot()
-        app = create_app(Context(slot.get, Document.load(assets.openapi_path())), validate_responses=validate_responses)
+        slot, logs = EngineSlot(), Logs(settings.log.level)
+        document = Document.load(assets.openapi_path())
+        context = Context(slot.get, document, access=AccessControl(settings.http.policy), logs=logs)
+        app = create_app(context, validate_responses=validate_responses)
     except (ConfigError, ContractError, DocumentError) as error:
         print(f"kvkeep does not start.\n{error}", file=sys.stderr)
         return REFUSED
-    return _serve(settings, app, slot)
+    with logs.written(sys.stderr, settings.log.format):
+        return _serve(settings, app, slot)
 
 
 def run() -> None:
@@ -60,9 +65,11 @@ def run() -> None:
 
 
 def _check_config(schema: Schema, file: str) -> int:
-    problems = commands.check_config(schema, file, os.environ)
-    print("\n".join(problems) or f"{file}: ok")
-    return REFUSED if problems else STOPPED
+    checked = commands.check_config(schema, file, os.environ)
+    print("\n".join(checked.problems) or f"{file}: ok")
+    for warning in checked.warnings:
+        print(f"warning: {warning}", file=sys.stderr)
+    return REFUSED if checked.problems else STOPPED
 
 
 def _refuse_unknown_modules(schema: Schema) -> None:
@@ -72,7 +79,6 @@ def _refuse_unknown_modules(schema: Schema) -> None:
 
 
 def _serve(settings: Settings, app: App, slot: EngineSlot) -> int:
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     sys.setswitchinterval(SWITCH_INTERVAL)
     stops: Stops = SimpleQueue()
     _catch_signals(stops)
@@ -81,6 +87,8 @@ def _serve(settings: Settings, app: App, slot: EngineSlot) -> int:
     except ListenError as error:
         print(f"kvkeep does not start.\n{error}", file=sys.stderr)
         return FAILED
+    for warning in (*settings.warnings, *exposures(settings.http.policy, http.host, settings.engine.host)):
+        log.warning("%s", warning)
     http.start()
     try:
         return _serve_engine(settings, http, slot, stops)

@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import falcon
 
 from engine import Cleared, EngineError, StatusReport
+from service.access import AccessControl
 from service.document import Document
 from service.errors import engine_status
+from service.logs import Logs
 
 NOT_INITIALIZED = "engine not initialized"
 
@@ -38,6 +40,9 @@ class Context:
     engine: Callable[[], Engine | None]
     """The engine, or None before it is ready and once it is being stopped."""
     document: Document
+    access: AccessControl = field(default_factory=AccessControl)
+    """Who may do what."""
+    logs: Logs = field(default_factory=Logs)
 
     @contextmanager
     def running_engine(self, refusal: Refusal) -> Iterator[Engine]:
