@@ -14,12 +14,14 @@ from typing import NoReturn
 
 from engine import GIB, Runtime, l2_types, policy_names
 from service import assets, cli, commands, probes, stopping
+from service.access import AccessControl, exposures
 from service.app import App, create_app
 from service.context import Context
 from service.contract import ContractError
 from service.document import Document, DocumentError
 from service.http_server import HttpServer, ListenError
 from service.lifecycle import Lifecycle
+from service.logs import Logs
 from service.problems import ConfigError
 from service.schema import Schema, compare_modules, load_schema
 from service.settings import Settings, load_settings
@@ -49,13 +51,15 @@ def main(argv: Sequence[str], *, validate_responses: bool = False) -> int:
         if arguments.command == "show-config":
             print("\n".join(commands.show_config(settings)))
             return STOPPED
-        lifecycle = Lifecycle()
-        context = Context(lifecycle.engine, Document.load(assets.openapi_path()), lifecycle)
+        lifecycle, logs = Lifecycle(), Logs(settings.log.level)
+        document, access = Document.load(assets.openapi_path()), AccessControl(settings.http.policy)
+        context = Context(lifecycle.engine, document, lifecycle, access, logs)
         app = create_app(context, validate_responses=validate_responses)
     except (ConfigError, ContractError, DocumentError) as error:
         print(f"kvkeep does not start.\n{error}", file=sys.stderr)
         return REFUSED
-    return _serve(settings, app, lifecycle)
+    with logs.written(sys.stderr, settings.log.format):
+        return _serve(settings, app, lifecycle)
 
 
 def run() -> None:
@@ -75,9 +79,11 @@ def leave(code: int) -> NoReturn:
 
 
 def _check_config(schema: Schema, file: str) -> int:
-    problems = commands.check_config(schema, file, os.environ)
-    print("\n".join(problems) or f"{file}: ok")
-    return REFUSED if problems else STOPPED
+    checked = commands.check_config(schema, file, os.environ)
+    print("\n".join(checked.problems) or f"{file}: ok")
+    for warning in checked.warnings:
+        print(f"warning: {warning}", file=sys.stderr)
+    return REFUSED if checked.problems else STOPPED
 
 
 def _refuse_unknown_modules(schema: Schema) -> None:
@@ -87,7 +93,6 @@ def _refuse_unknown_modules(schema: Schema) -> None:
 
 
 def _serve(settings: Settings, app: App, lifecycle: Lifecycle) -> int:
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     sys.setswitchinterval(SWITCH_INTERVAL)
     stops: Stops = SimpleQueue()
     _catch_signals(stops)
@@ -96,6 +101,8 @@ def _serve(settings: Settings, app: App, lifecycle: Lifecycle) -> int:
     except ListenError as error:
         print(f"kvkeep does not start.\n{error}", file=sys.stderr)
         return FAILED
+    for warning in (*settings.warnings, *exposures(settings.http.policy, http.host, settings.engine.host)):
+        log.warning("%s", warning)
     http.start()
     try:
         return _serve_engine(settings, http, lifecycle, stops)

@@ -9,10 +9,11 @@ import falcon
 from falcon.routing import CompiledRouter
 
 from service import errors
+from service.audit import AuditMiddleware
 from service.context import Context
 from service.contract import ContractError, differences, plain
 from service.discovery import Route, discover
-from service.document import Document
+from service.guard import AccessMiddleware
 from service.request_id import RequestIdMiddleware
 from service.schemas import Schemas
 from service.validation import BodyLimitMiddleware, Described, RequestValidation, ResponseValidation
@@ -55,18 +56,25 @@ def create_app(context: Context, *, resources: str = RESOURCES, validate_respons
     wrong = differences(document, found)
     if wrong:
         raise ContractError(wrong)
-    app = _application(document, {route.template: plain(route.template) for route in found.routes}, validate_responses)
+    app = _application(context, {route.template: plain(route.template) for route in found.routes}, validate_responses)
     _add_routes(app, found.routes)
     return app
 
 
-def _application(document: Document, templates: dict[str, str], validate_responses: bool) -> App:
+def _application(context: Context, templates: dict[str, str], validate_responses: bool) -> App:
+    document, router = context.document, DerivingRouter()
     described, schemas = Described(document, templates), Schemas(document)
-    middleware: list[Any] = [RequestIdMiddleware(), BodyLimitMiddleware()]
-    middleware.append(RequestValidation(document, described, schemas))
+    # NOTE: Answers pass through in the opposite order: the audit sees what the checks made of them.
+    middleware: list[Any] = [
+        RequestIdMiddleware(),
+        AuditMiddleware(context.access, document, described, router.find),
+        BodyLimitMiddleware(),
+        AccessMiddleware(context.access, described),
+        RequestValidation(document, described, schemas),
+    ]
     if validate_responses:
         middleware.append(ResponseValidation(document, described, schemas))
-    app: App = falcon.App(middleware=middleware, router=DerivingRouter())
+    app: App = falcon.App(middleware=middleware, router=router)
     # NOTE: A missing value is a value here: `?verbose` must be told from no `verbose` at all.
     app.req_options.keep_blank_qs_values = True
     app.req_options.strip_url_path_trailing_slash = False

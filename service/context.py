@@ -11,9 +11,11 @@ from typing import Any, Protocol, TypeVar
 import falcon
 
 from engine import Command, EngineError, LookReport, MonitorReport, Question, StatusReport
+from service.access import AccessControl
 from service.document import Document
 from service.errors import UnavailableError, engine_status
 from service.lifecycle import NOT_INITIALIZED, Lifecycle
+from service.logs import Logs
 
 # The engine thread answers a command between two batches of requests; far longer than that means it is stuck.
 ANSWER_TIMEOUT = 10.0
@@ -48,6 +50,9 @@ class Context:
     """The engine, or None before it is ready and once it is being stopped."""
     document: Document
     lifecycle: Lifecycle = field(default_factory=Lifecycle)
+    access: AccessControl = field(default_factory=AccessControl)
+    """Who may do what."""
+    logs: Logs = field(default_factory=Logs)
 
     @contextmanager
     def running_engine(self, refusal: Refusal) -> Iterator[Engine]:

@@ -84,7 +84,7 @@ def _http_error(req: falcon.Request, resp: falcon.Response, error: falcon.HTTPEr
 
 
 def _unexpected(req: falcon.Request, resp: falcon.Response, error: Exception, params: dict[str, Any]) -> None:
-    log.error("%s %s failed, request %s", req.method, req.path, request_id(req), exc_info=error)
+    log.error("%s %s failed", req.method, req.path, exc_info=error)
     _answer(resp, 500, problem_body(500, _DETAIL[500], request_id(req)))
 
 
