@@ -4,7 +4,16 @@ from engine.discovery import l2_types, policy_names
 from engine.errors import EngineError, EngineStoppedError, EngineTimeoutError, StartError
 from engine.runtime import Runtime
 from engine.settings import GIB, MIB, EngineSettings, L2Settings, Liveness
-from engine.status import Cleared, L1Report, L2Report, LayoutReport, StatusReport, WorkerReport, WorkerState
+from engine.status import (
+    Cleared,
+    KernelGroupReport,
+    L1Report,
+    L2Report,
+    LayoutReport,
+    StatusReport,
+    WorkerReport,
+    WorkerState,
+)
 
 __all__ = [
     "GIB",
@@ -14,6 +23,7 @@ __all__ = [
     "EngineSettings",
     "EngineStoppedError",
     "EngineTimeoutError",
+    "KernelGroupReport",
     "L1Report",
     "L2Report",
     "L2Settings",
