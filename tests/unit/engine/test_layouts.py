@@ -353,7 +353,7 @@ def test_engine_driven_objects_of_as_many_bytes_can_still_differ(changes: dict[s
 GROUPED = [
     # kv_layout, shape, name, symbols, numbers
     pytest.param("HND", [9, 2, 8, 12], "NL_X_NB_NH_BS_CS", "NL x [NB, NH, BS, CS]", "2 x [9, 2, 8, 12]", id="fused"),
-    pytest.param("NHD", [9, 8, 2, 12], "NL_X_NB_BS_NH_CS", "NL x [NB, BS, NH, CS]", "2 x [9, 8, 2, 12]", id="fused NHD"),
+    pytest.param("NHD", [9, 8, 2, 12], "NL_X_NB_BS_NH_CS", "NL x [NB, BS, NH, CS]", "2 x [9, 8, 2, 12]", id="NHD"),
     pytest.param(
         "NHD", [2, 9, 8, 3, 4], "NL_X_TWO_NB_BS_NH_HS", "NL x [2, NB, BS, NH, HS]", "2 x [2, 9, 8, 3, 4]", id="outside"
     ),
