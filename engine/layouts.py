@@ -24,9 +24,9 @@ DESCRIPTOR_EXT: Final = 1
 DESCRIPTOR_VERSION: Final = 1
 FINGERPRINT_BYTES: Final = 16
 MAX_WORLD_SIZE: Final = 4096
+CUDA_HANDLE_ITEMS: Final = 8
 _OBJECT_GROUP: Final = 0
 """A chunk of one shard is one object, with the blocks of all groups in it."""
-CUDA_HANDLE_ITEMS: Final = 8
 
 ITEM_BYTES: Final = {
     "bool": 1,
@@ -321,23 +321,23 @@ def _form(shape: tuple[int, ...], kv_layout: str) -> Form:
             return Form(0, 1, name, symbols, ("NB", "BS", "HS"), "MLA")
         case 4:
             name, symbols = f"NL_X_NB_{short}_TWO_HS", f"[num_blocks, {inner}, 2 * head_size]"
-            axes = ("NB", *pair, "CS")
-            return Form(0, 2 if heads_first else 1, name, symbols, axes, f"K and V fused, blocks first, {order}")
+            backend = f"K and V fused, blocks first, {order}"
+            return Form(0, 2 if heads_first else 1, name, symbols, ("NB", *pair, "CS"), backend)
         case 5 if shape[0] == 2:
             name, symbols = f"NL_X_TWO_NB_{short}_HS", f"[2, num_blocks, {inner}, head_size]"
-            axes = ("2", "NB", *pair, "HS")
-            return Form(1, 3 if heads_first else 2, name, symbols, axes, f"FlashAttention, {order}")
+            backend = f"FlashAttention, {order}"
+            return Form(1, 3 if heads_first else 2, name, symbols, ("2", "NB", *pair, "HS"), backend)
         case 5 if shape[1] == 2:
             name, symbols = f"NL_X_NB_TWO_{short}_HS", f"[num_blocks, 2, {inner}, head_size]"
-            axes = ("NB", "2", *pair, "HS")
-            return Form(0, 3 if heads_first else 2, name, symbols, axes, f"FlashInfer, {order}")
+            backend = f"FlashInfer, {order}"
+            return Form(0, 3 if heads_first else 2, name, symbols, ("NB", "2", *pair, "HS"), backend)
         case 6 if shape[0] == 2:
             name, symbols = "NL_X_TWO_NB_NH_ONE_BS_HS", "[2, num_blocks, num_heads, 1, block_size, head_size]"
             return Form(1, 4, name, symbols, ("2", "NB", "NH", "1", "BS", "HS"), "RBLN")
         case 6:
             name, symbols = "NB_NL_TWO_BS_NH_HS", "[num_blocks, num_layers, 2, block_size, num_heads, head_size]"
             axes = ("NB", "NL", "2", "BS", "NH", "HS")
-            return Form(0, 3, name, symbols, axes, "all layers in one tensor", holds_all_layers=True)
+            return Form(0, 3, name, symbols, axes, "all layers in one tensor", True)
         case _:
             raise LayoutError(f"a tensor of shape {list(shape)} is no known arrangement of KV blocks")
 

@@ -50,7 +50,7 @@ class Runtime:
         import zmq
 
         from engine.core import Engine
-        from engine.l1.arena import Arena
+        from engine.l1.arena import PREFIX, Arena, remove_leftovers
         from engine.l1.cache import L1Cache
         from engine.loop import EngineLoop, Mailbox
         from engine.transfer.torch_copier import TorchCopier
@@ -62,7 +62,9 @@ class Runtime:
         self._context = zmq.Context()
         router = _bind(self._context, settings)
         try:
-            name = f"kvkeep_l1_{os.getpid()}_{os.urandom(4).hex()}"
+            for left in remove_leftovers():
+                logger.warning("removed /dev/shm/%s, which a killed server had left behind", left)
+            name = f"{PREFIX}{os.getpid()}_{os.urandom(4).hex()}"
             self._arena = Arena(name, settings.l1_size, progress)
         except BaseException:
             router.close()
