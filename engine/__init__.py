@@ -38,7 +38,17 @@ from engine.errors import (
 from engine.health import Affects, CheckReport, LoopReport, MonitorReport
 from engine.runtime import Runtime
 from engine.settings import GIB, MIB, EngineSettings, L2Settings, Liveness
-from engine.status import Cleared, L1Report, L2Report, LayoutReport, MissReason, StatusReport, WorkerReport, WorkerState
+from engine.status import (
+    Cleared,
+    KernelGroupReport,
+    L1Report,
+    L2Report,
+    LayoutReport,
+    MissReason,
+    StatusReport,
+    WorkerReport,
+    WorkerState,
+)
 
 __all__ = [
     "GIB",
@@ -59,6 +69,7 @@ __all__ = [
     "EngineTimeoutError",
     "Held",
     "JobReport",
+    "KernelGroupReport",
     "L1Report",
     "L2Report",
     "L2Settings",

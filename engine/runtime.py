@@ -56,7 +56,7 @@ class Runtime:
         import zmq
 
         from engine.core import Engine
-        from engine.l1.arena import Arena
+        from engine.l1.arena import PREFIX, Arena, remove_leftovers
         from engine.l1.cache import L1Cache
         from engine.loop import EngineLoop, Mailbox
         from engine.monitor import Monitor
@@ -70,7 +70,9 @@ class Runtime:
         self._context = zmq.Context()
         router = _bind(self._context, settings)
         try:
-            name = f"kvkeep_l1_{os.getpid()}_{os.urandom(4).hex()}"
+            for left in remove_leftovers():
+                logger.warning("removed /dev/shm/%s, which a killed server had left behind", left)
+            name = f"{PREFIX}{os.getpid()}_{os.urandom(4).hex()}"
             self._arena = Arena(name, settings.l1_size, settings.l1_max_size, progress)
         except BaseException:
             router.close()

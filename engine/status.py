@@ -27,6 +27,34 @@ of the model is ready, so nothing can be promised. `not_remembered`: it was ther
 
 
 @dataclass(frozen=True, slots=True)
+class KernelGroupReport:
+    """Layers of one worker that lie alike and share block ids."""
+
+    kernel_group_idx: int
+    """Its place among the worker's groups."""
+    engine_group_idx: int
+    """The engine's own number for the block ids."""
+    object_group_idx: int
+    """Which object of a chunk holds it."""
+    num_layers: int
+    layer_indices: tuple[int, ...]
+    """Which of the registered tensors; empty where the transfer mode does not tell."""
+    tokens_per_block: int
+    slots_per_block: int
+    """Places for tokens in a block of the tensors; fewer than its tokens where the engine compresses them."""
+    dtype: str
+    is_mla: bool
+    attention_backend: str | None
+    """Whose arrangement it is, told from the shape; None where the transfer mode does not tell."""
+    engine_kv_format: str
+    """Name of the arrangement, such as NL_X_NB_NH_BS_CS."""
+    engine_kv_shape: str
+    """The arrangement in symbols, such as `NL x [NB, NH, BS, CS]`."""
+    engine_kv_concrete_shape: str
+    """The same with numbers."""
+
+
+@dataclass(frozen=True, slots=True)
 class LayoutReport:
     """How one worker's KV cache is laid out. None stands for what its transfer mode does not tell."""
 
@@ -47,6 +75,8 @@ class LayoutReport:
     attention_backend: str | None
     cache_size_per_token: int | None
     """Bytes per token over all layers."""
+    kernel_groups: tuple[KernelGroupReport, ...] = ()
+    """Empty for a registration that could not be understood."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import mmap
 import os
 from collections.abc import Callable
@@ -13,6 +14,8 @@ import torch
 from engine.errors import NoMemoryError, StartError
 
 SHM_FOLDER: Final = "/dev/shm"
+PREFIX: Final = "kvkeep_arena_"
+"""How the names of arenas begin, by which leftovers are found."""
 _STEP_BYTES: Final = 256 << 20
 _PAGE_BYTES: Final = 4096
 
@@ -108,7 +111,46 @@ class Arena:
         self._pinned_end = end
 
 
+def remove_leftovers() -> list[str]:
+    """Removes the segments of servers that were killed, which nobody else does; returns their names.
+
+    A living server holds a lock on its own, in whatever container or process namespace it runs. What cannot be opened
+    belongs to another user and is left alone.
+    """
+    return [path.name for path in Path(SHM_FOLDER).glob(f"{PREFIX}*") if _remove_if_left(path)]
+
+
+def _remove_if_left(path: Path) -> bool:
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        path.unlink()
+    except OSError:
+        return False
+    finally:
+        os.close(descriptor)
+    return True
+
+
 def _create(path: Path) -> int:
+    """A new file, locked, which tells that its owner lives.
+
+    NOTE: The lock belongs to the open file, of which the mapping keeps a duplicate: it ends with the mapping, or with
+    the process, however that ends.
+    """
+    descriptor = _open_new(path)
+    fcntl.flock(descriptor, fcntl.LOCK_EX)
+    if os.fstat(descriptor).st_nlink:
+        return descriptor
+    # A server that starts at this moment has met it between its creation and the lock.
+    os.close(descriptor)
+    return _create(path)
+
+
+def _open_new(path: Path) -> int:
     try:
         return os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     except FileExistsError:

@@ -18,6 +18,7 @@ from engine import (
     EngineTimeoutError,
     Held,
     JobReport,
+    KernelGroupReport,
     L1Report,
     L2Report,
     LayoutReport,
@@ -64,6 +65,22 @@ L1 = L1Report(
     missed_lookups=(("never_stored", 3), ("evicted", 2)),
 )
 
+_GROUP = KernelGroupReport(
+    kernel_group_idx=0,
+    engine_group_idx=3,
+    object_group_idx=0,
+    num_layers=2,
+    layer_indices=(0, 1),
+    tokens_per_block=16,
+    slots_per_block=8,
+    dtype="bfloat16",
+    is_mla=False,
+    attention_backend="FlashAttention, NHD",
+    engine_kv_format="NL_X_TWO_NB_BS_NH_HS",
+    engine_kv_shape="NL x [2, NB, BS, NH, HS]",
+    engine_kv_concrete_shape="2 x [2, 4096, 8, 8, 128]",
+)
+
 SERVER_COPIES = WorkerReport(
     instance_id=LARGE_ID,
     model_name="llama",
@@ -84,6 +101,7 @@ SERVER_COPIES = WorkerReport(
         gpu_kv_concrete_shape="32 x [2, 4096, 16, 8, 128]",
         attention_backend="FLASH_ATTN",
         cache_size_per_token=131072,
+        kernel_groups=(_GROUP, replace(_GROUP, kernel_group_idx=1, layer_indices=(2, 3))),
     ),
 )
 

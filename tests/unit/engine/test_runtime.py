@@ -30,6 +30,7 @@ from engine import (
 from engine.commands import ClearAll
 from engine.core import Engine
 from engine.events import CommandAsked, Copy, Effect, Event, Tick
+from engine.l1.arena import PREFIX
 from engine.transfer.torch_copier import TorchCopier
 from engine.wire import messages as m
 from engine.wire.codec import OPERATIONS
@@ -408,6 +409,12 @@ class TestStart:
             Runtime(EngineSettings(port=port, l1_size=1 << 60), pytest.fail)
         with zmq.Context() as context, context.socket(zmq.ROUTER) as socket:
             socket.bind(f"tcp://127.0.0.1:{port}")
+
+    def test_what_a_killed_server_left_is_removed(self, start_server: Callable[..., Runtime]) -> None:
+        left = SHM / f"{PREFIX}0_left"
+        left.write_bytes(b"nobody holds a lock on it")
+        start_server()
+        assert not left.exists()
 
     def test_a_start_can_be_watched_and_stopped(self, server: Runtime) -> None:
         port = int(server.endpoint.rpartition(":")[2])

@@ -100,7 +100,7 @@ def test_what_was_refused_is_a_line_too(request_: Callable[[TestClient], Result]
 def test_what_could_not_be_done_is_a_line_too() -> None:
     assert [line["status"] for line in lines(clear(), Policy(), stopped())] == [503]
     broken = FakeEngine()
-    broken.clear = lambda timeout: 1 / 0  # type: ignore[method-assign]
+    broken.ask = lambda command, timeout: 1 / 0  # type: ignore[method-assign]
     assert [line["status"] for line in lines(clear(), Policy(), broken)] == [500]
 
 
