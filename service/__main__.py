@@ -11,16 +11,20 @@ from queue import SimpleQueue
 from types import FrameType
 
 from engine import GIB, Runtime, l2_types, policy_names
-from service import assets, cli, commands
+from service import assets, cli, commands, live
 from service.app import App, create_app
+from service.appliers import disagreements
+from service.config_watch import ConfigWatch
+from service.configuration import Configuration, ConfigSource
 from service.context import Context
 from service.contract import ContractError
 from service.document import Document, DocumentError
 from service.engine_slot import EngineSlot
+from service.file_state import file_state
 from service.http_server import HttpServer, ListenError
 from service.problems import ConfigError
 from service.schema import Schema, compare_modules, load_schema
-from service.settings import Settings, load_settings
+from service.settings import Settings
 
 STOPPED, FAILED, REFUSED = 0, 1, 2
 
@@ -42,16 +46,20 @@ def main(argv: Sequence[str], *, validate_responses: bool = False) -> int:
         return _check_config(schema, arguments.file or "")
     try:
         _refuse_unknown_modules(schema)
-        settings = load_settings(schema, arguments.file, arguments.overrides, os.environ)
+        source = ConfigSource(schema, arguments.file, arguments.overrides, os.environ)
         if arguments.command == "show-config":
-            print("\n".join(commands.show_config(settings)))
+            print("\n".join(commands.show_config(schema, source.load())))
             return STOPPED
         slot = EngineSlot()
-        app = create_app(Context(slot.get, Document.load(assets.openapi_path())), validate_responses=validate_responses)
+        config = _configuration(source, slot)
+        watch = ConfigWatch(config)
+        _catch_hangup(watch)
+        document = Document.load(assets.openapi_path())
+        app = create_app(Context(slot.get, document, config=config), validate_responses=validate_responses)
     except (ConfigError, ContractError, DocumentError) as error:
         print(f"kvkeep does not start.\n{error}", file=sys.stderr)
         return REFUSED
-    return _serve(settings, app, slot)
+    return _serve(config.in_force.settings, app, slot, watch)
 
 
 def run() -> None:
@@ -71,7 +79,16 @@ def _refuse_unknown_modules(schema: Schema) -> None:
         raise ContractError(differences)
 
 
-def _serve(settings: Settings, app: App, slot: EngineSlot) -> int:
+def _configuration(source: ConfigSource, slot: EngineSlot) -> Configuration:
+    appliers = live.appliers(slot.get)  # type: ignore[arg-type]
+    wrong = disagreements(source.schema, appliers)
+    if wrong:
+        raise ContractError(wrong)
+    seen = file_state(source.file)
+    return Configuration(source, source.load(), seen, appliers, lambda: slot.get() is not None)
+
+
+def _serve(settings: Settings, app: App, slot: EngineSlot, watch: ConfigWatch) -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     sys.setswitchinterval(SWITCH_INTERVAL)
     stops: Stops = SimpleQueue()
@@ -82,9 +99,11 @@ def _serve(settings: Settings, app: App, slot: EngineSlot) -> int:
         print(f"kvkeep does not start.\n{error}", file=sys.stderr)
         return FAILED
     http.start()
+    watch.start()
     try:
         return _serve_engine(settings, http, slot, stops)
     finally:
+        watch.stop()
         http.stop()
 
 
@@ -136,6 +155,14 @@ def _exit_code(reason: int | BaseException) -> int:
         return FAILED
     log.info("stopping on %s", signal.Signals(reason).name)
     return STOPPED
+
+
+def _catch_hangup(watch: ConfigWatch) -> None:
+    def handle(number: int, frame: FrameType | None) -> None:
+        watch.hang_up()
+
+    # NOTE: As early as can be: what is not caught ends the process.
+    signal.signal(signal.SIGHUP, handle)
 
 
 def _catch_signals(stops: Stops) -> None:

@@ -5,14 +5,17 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import falcon
 
 from engine import Cleared, EngineError, StatusReport
+from service import assets, live
+from service.configuration import Configuration, ConfigSource
 from service.document import Document
 from service.errors import engine_status
+from service.schema import load_schema
 
 NOT_INITIALIZED = "engine not initialized"
 
@@ -31,6 +34,11 @@ class Engine(Protocol):
         """Makes everything in L1 invisible. Raises EngineTimeoutError, EngineStoppedError."""
 
 
+def _defaults() -> Configuration:
+    source = ConfigSource(load_schema(assets.schema_path()), None, (), {})
+    return Configuration(source, source.load(), appliers=live.appliers(lambda: None))
+
+
 @dataclass(frozen=True, slots=True)
 class Context:
     """Handed to every module's `routes`."""
@@ -38,6 +46,8 @@ class Context:
     engine: Callable[[], Engine | None]
     """The engine, or None before it is ready and once it is being stopped."""
     document: Document
+    config: Configuration = field(default_factory=_defaults)
+    """The settings in force; every setting at its default, and no file to read again, where nobody says otherwise."""
 
     @contextmanager
     def running_engine(self, refusal: Refusal) -> Iterator[Engine]:

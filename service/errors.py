@@ -34,6 +34,14 @@ class InvalidRequestError(falcon.HTTPBadRequest):
         self.faults = tuple(faults)
 
 
+class ProblemError(falcon.HTTPError):
+    """A problem with members of its own beside those that every problem has."""
+
+    def __init__(self, status: int, detail: str, **members: Any) -> None:
+        super().__init__(status, description=detail)
+        self.members = members
+
+
 def engine_status(error: EngineError) -> int:
     """The status that tells an engine's refusal."""
     return _ENGINE_STATUS.get(type(error), 500)
@@ -64,6 +72,8 @@ def _http_error(req: falcon.Request, resp: falcon.Response, error: falcon.HTTPEr
     body = problem_body(status, error.description or _DETAIL.get(status, ""), request_id(req))
     if isinstance(error, InvalidRequestError):
         body["errors"] = [{"pointer": pointer, "detail": reason} for pointer, reason in error.faults]
+    if isinstance(error, ProblemError):
+        body |= error.members
     resp.set_headers(error.headers or {})
     _answer(resp, status, body)
 

@@ -1,0 +1,41 @@
+"""The settings that change live: what each of them means in the running process. The order is that of application.
+
+What can fail comes first: then the least has to be taken back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+from engine import EngineStoppedError
+from service.appliers import Applier, setter
+
+
+class Tunable(Protocol):
+    """The part of the running engine that live settings change. Both block until it is done."""
+
+    def resize_l1(self, size: int) -> None:
+        """Gives L1 another size in bytes. Raises EngineError, and the size is what it was."""
+
+    def change_policy(self, name: str) -> None:
+        """Evicts by another policy from now on; the contents stay. Raises EngineError, and the policy is what it was."""
+
+
+def appliers(engine: Callable[[], Tunable | None]) -> tuple[Applier, ...]:
+    """One for each setting, or group of settings, that the schema marks as live."""
+
+    def running() -> Tunable:
+        found = engine()
+        if found is None:
+            raise EngineStoppedError("the engine is stopping")
+        return found
+
+    return (
+        setter(("l1", "size"), lambda each: each.engine.l1_size, lambda size: running().resize_l1(size)),
+        setter(
+            ("l1", "eviction_policy"),
+            lambda each: each.engine.eviction_policy,
+            lambda name: running().change_policy(name),
+        ),
+    )
