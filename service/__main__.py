@@ -15,7 +15,7 @@ from service import assets, cli, commands, live
 from service.app import App, create_app
 from service.appliers import disagreements
 from service.config_watch import ConfigWatch
-from service.configuration import Configuration, ConfigSource
+from service.configuration import ConfigSource, Configuration
 from service.context import Context
 from service.contract import ContractError
 from service.document import Document, DocumentError

@@ -110,7 +110,7 @@ class Configuration:
         appliers: Sequence[Applier] = (),
         is_ready: Callable[[], bool] = lambda: False,
     ) -> None:
-        """`seen` is the state of the file when the settings were read, `is_ready` whether there is an engine to change."""
+        """`seen` is the file's state when the settings were read, `is_ready` whether there is an engine to change."""
         self.schema: Final = source.schema
         self.file: Final = source.file
         self.seen = seen

@@ -12,7 +12,7 @@ import falcon
 
 from engine import Cleared, EngineError, StatusReport
 from service import assets, live
-from service.configuration import Configuration, ConfigSource
+from service.configuration import ConfigSource, Configuration
 from service.document import Document
 from service.errors import engine_status
 from service.schema import load_schema

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from pathlib import Path
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,8 +23,9 @@ def file_state(file: str | None) -> FileState | None:
     if file is None:
         return None
     try:
+        # NOTE: Not Path.resolve, which raises errors of other kinds where links go in a circle.
         path = os.path.realpath(file)
-        found = os.stat(path)
+        found = Path(path).stat()
     except OSError:
         return None
     return FileState(path, found.st_ino, found.st_size, found.st_mtime_ns)

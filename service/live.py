@@ -16,10 +16,10 @@ class Tunable(Protocol):
     """The part of the running engine that live settings change. Both block until it is done."""
 
     def resize_l1(self, size: int) -> None:
-        """Gives L1 another size in bytes. Raises EngineError, and the size is what it was."""
+        """Gives L1 another size in bytes. Raises EngineError, and the size is the old."""
 
     def change_policy(self, name: str) -> None:
-        """Evicts by another policy from now on; the contents stay. Raises EngineError, and the policy is what it was."""
+        """Evicts by another policy from now on; the contents stay. Raises EngineError, and the policy is the old."""
 
 
 def appliers(engine: Callable[[], Tunable | None]) -> tuple[Applier, ...]:

@@ -70,4 +70,8 @@ class Docs:
 def routes(context: Context) -> list[tuple[str, Any]]:
     """The document's three forms."""
     document = context.document
-    return [("/openapi.yaml", OpenapiYaml(document)), ("/openapi.json", OpenapiJson(document)), ("/docs", Docs(document))]
+    return [
+        ("/openapi.yaml", OpenapiYaml(document)),
+        ("/openapi.json", OpenapiJson(document)),
+        ("/docs", Docs(document)),
+    ]
