@@ -31,6 +31,10 @@ def _can_change(new: Settings) -> str | None:
     return None
 
 
+def _all_is_listed(old: Settings, new: Settings) -> bool:
+    return False
+
+
 @dataclass(frozen=True, slots=True)
 class Applier:
     """Changes everything live that stands under one path."""
@@ -40,6 +44,9 @@ class Applier:
     """The change from the settings in force to new ones; changes nothing yet. Raises ConfigError if they are wrong."""
     needs_restart: Callable[[Settings], str | None] = _can_change
     """Why new settings cannot be reached without a restart; None if they can."""
+    differs: Callable[[Settings, Settings], bool] = _all_is_listed
+    """Whether there is a difference that the settings' own values need not show, such as the content of a file that
+    they name."""
 
     def covers(self, path: SettingPath) -> bool:
         """Whether the setting is this one's business."""
@@ -57,7 +64,7 @@ def setter(
     def stage(old: Settings, new: Settings) -> Step:
         return Step(lambda: put(value(new)), lambda: put(value(old)))
 
-    return Applier(prefix, stage, needs_restart)
+    return Applier(prefix, stage, needs_restart, lambda old, new: value(old) != value(new))
 
 
 class ApplyError(Exception):

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from service.masking import shown
+from service.masking import MASK, shown
 from service.problems import SettingPath, dotted, show
 from service.schema import Schema, is_marked
 from service.settings import Setting
@@ -52,6 +52,11 @@ def differences(
     changes = (_change(schema, path, before.get(path), after.get(path), restart_reason) for path in paths)
     filled = {path for path in paths if any(other[: len(path)] == path != other for other in paths)}
     return tuple(change for change in changes if change is not None and change.path not in filled)
+
+
+def behind(path: SettingPath) -> Change:
+    """A difference that no setting's value shows: what a setting stands for is another, such as a file's content."""
+    return Change(path, MASK, MASK, "what it names", reason=None)
 
 
 def _change(

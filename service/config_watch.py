@@ -19,6 +19,8 @@ from service.problems import ConfigError
 INTERVAL: Final = 2.0
 """Seconds between two looks at the file."""
 
+STOP_GRACE: Final = 5.0
+
 log = logging.getLogger("kvkeep")
 
 
@@ -43,9 +45,9 @@ class ConfigWatch:
         self._calls.put(True)
 
     def stop(self) -> None:
-        """Ends the thread after the reload that it may be in."""
+        """Ends the thread after the reload that it may be in; waits for that with a time limit."""
         self._calls.put(False)
-        self._thread.join()
+        self._thread.join(STOP_GRACE)
 
     def is_alive(self) -> bool:
         """Whether the thread runs."""

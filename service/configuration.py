@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Final, Literal
 
 from service.appliers import Applier, ApplyError, apply_all
-from service.changes import Change, differences
+from service.changes import Change, behind, differences
 from service.file_state import FileState, file_state
 from service.problems import ConfigError, Problem, SettingPath, dotted
 from service.schema import Schema
@@ -164,7 +164,13 @@ class Configuration:
 
     def _differences(self, new: Settings) -> Reloaded:
         old = self._in_force.settings
-        return Reloaded(False, differences(self.schema, old.listing, new.listing, self._restart_reason(new)))
+        listed = differences(self.schema, old.listing, new.listing, self._restart_reason(new))
+        hidden = (
+            behind(applier.prefix)
+            for applier in self._appliers
+            if applier.differs(old, new) and not any(applier.covers(each.path) for each in listed)
+        )
+        return Reloaded(False, (*listed, *hidden))
 
     def _restart_reason(self, new: Settings) -> Callable[[SettingPath], str | None]:
         def reason(path: SettingPath) -> str | None:

@@ -7,7 +7,7 @@ from typing import Any, Final
 from service.schema import Schema, is_marked
 from service.settings import Setting
 
-MASK: Final = "******"
+MASK: Final = "***"
 
 
 def shown(schema: Schema, setting: Setting) -> Any:

@@ -73,8 +73,9 @@ def nodes(schema: Schema, path: SettingPath) -> Iterator[Schema]:
 
 
 def is_marked(schema: Schema, path: SettingPath, mark: str) -> bool:
-    """Whether a setting, or what it is a part of, carries a mark such as `x-live`."""
-    return any(node.get(mark) is True for node in nodes(schema, path))
+    """Whether a setting, or the nearest thing around it that has the mark at all, is marked, for instance `x-live`."""
+    marks = [node[mark] for node in nodes(schema, path) if mark in node]
+    return bool(marks and marks[-1])
 
 
 def marked(schema: Schema, mark: str, path: SettingPath = ()) -> Iterator[SettingPath]:

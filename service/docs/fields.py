@@ -89,6 +89,8 @@ class _Reader:
 
     def _type(self, schema: Json) -> str:
         resolved = self._document.resolve(schema)
+        if "oneOf" in resolved or "anyOf" in resolved:
+            return "one of"
         kinds = resolved.get("type", "object" if "properties" in resolved else "any")
         names = [kinds] if isinstance(kinds, str) else list(kinds)
         return " or ".join(self._of_items(name, resolved) for name in names)

@@ -152,7 +152,7 @@ def test_show_config_prints_every_value_with_its_origin(tmp_path: Path) -> None:
     done = kvkeep("show-config", "--config", str(file), "--port", "0", "--eviction-policy", "LRU", WHERE="::1")
     assert (done.returncode, done.stderr) == (0, "")
     rows = {line.split()[0]: line.split(maxsplit=2)[1:] for line in done.stdout.splitlines()}
-    assert rows["server.host"] == ["::1", f"environment WHERE ({file}:2)"]
+    assert rows["server.host"] == ["***", f"environment WHERE ({file}:2)"]
     assert rows["server.port"] == ["0", "flag --port"]
     assert rows["server.chunk_size"] == ["256", "default"]
     assert rows["l1.size"] == ["2GiB", f"{file}:4"]

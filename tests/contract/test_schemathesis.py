@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import schemathesis
 from falcon.testing import TestClient
@@ -11,6 +13,7 @@ from service import assets
 from service.app import create_app
 from service.context import Context
 from service.document import Document
+from tests.support.configuration import reloadable
 from tests.support.fake_engine import UNHEALTHY, FakeEngine, stopped, stuck
 from tests.support.server import Server
 
@@ -86,10 +89,14 @@ def test_a_server_whose_engine_does_not_answer_is_as_documented(case: schemathes
 
 
 @pytest.mark.parametrize("operation", list(DOCUMENT.operations()), ids=str)
-def test_the_states_above_reach_every_status_that_a_responder_declares(operation) -> None:
+def test_the_states_above_reach_every_status_that_a_responder_declares(operation, tmp_path: Path) -> None:
     """The runs above are worth what they reach: 200 and 503 of every operation that has both."""
+    engines = (None, FakeEngine(), FakeEngine(UNHEALTHY), stopped(), stuck())
+    states = [Context(lambda engine=engine: engine, DOCUMENT) for engine in engines]
+    states += [Context(FakeEngine, DOCUMENT, config=config) for config in reloadable(tmp_path)]
     reached = set()
-    for engine in (None, FakeEngine(), FakeEngine(UNHEALTHY), stopped(), stuck()):
-        client = TestClient(create_app(Context(lambda engine=engine: engine, DOCUMENT), validate_responses=True))
+    for state in states:
+        client = TestClient(create_app(state, validate_responses=True))
         reached.add(client.simulate_request(operation.method, operation.template).status_code)
-    assert reached == {int(status) for status in operation.spec["responses"]} - {413, 500}
+    # What stands before every responder is reached by the unit tests.
+    assert reached == {int(status) for status in operation.spec["responses"]} - {400, 413, 415, 500}

@@ -44,6 +44,7 @@ class FakeRuntime(FakeEngine):
 def fake_runtime(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(root, "Runtime", FakeRuntime)
     monkeypatch.setattr(root, "_catch_signals", lambda stops: None)
+    monkeypatch.setattr(root, "_catch_hangup", lambda watch: None)
     FakeRuntime.made = None
 
 
