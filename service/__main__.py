@@ -80,12 +80,12 @@ def _refuse_unknown_modules(schema: Schema) -> None:
 
 
 def _configuration(source: ConfigSource, slot: EngineSlot) -> Configuration:
-    appliers = live.appliers(slot.get)  # type: ignore[arg-type]
+    seen, settings = file_state(source.file), source.load()
+    appliers = live.appliers(slot.get, settings.engine.l1_size)  # type: ignore[arg-type]
     wrong = disagreements(source.schema, appliers)
     if wrong:
         raise ContractError(wrong)
-    seen = file_state(source.file)
-    return Configuration(source, source.load(), seen, appliers, lambda: slot.get() is not None)
+    return Configuration(source, settings, seen, appliers, lambda: slot.get() is not None)
 
 
 def _serve(settings: Settings, app: App, slot: EngineSlot, watch: ConfigWatch) -> int:

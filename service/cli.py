@@ -34,8 +34,8 @@ examples:
   kvkeep serve --host 0.0.0.0 --port 5555 --l1-size-gb 64 --eviction-policy LRU
   kvkeep serve --port 0 --http-port 0         free ports, told by the ready line
 
-SIGHUP, or a change of the file, applies its settings that can change live. If another one differs, or the file is wrong,
-nothing is applied, and the log says why.
+SIGHUP, or a change of the file, applies its settings that can change live. If another one differs, or the file is
+wrong, nothing is applied, and the log says why.
 
 exit codes: 0 stopped by a signal, 1 could not listen or the engine failed, 2 configuration or API document refused
 """

@@ -36,7 +36,7 @@ class Engine(Protocol):
 
 def _defaults() -> Configuration:
     source = ConfigSource(load_schema(assets.schema_path()), None, (), {})
-    return Configuration(source, source.load(), appliers=live.appliers(lambda: None))
+    return Configuration(source, source.load(), appliers=live.appliers(lambda: None, 0))
 
 
 @dataclass(frozen=True, slots=True)

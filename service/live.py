@@ -1,6 +1,6 @@
 """The settings that change live: what each of them means in the running process. The order is that of application.
 
-What can fail comes first: then the least has to be taken back.
+What can be taken back without loss comes first, the size of L1 last: a smaller one evicts, and a larger one may fail.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from typing import Protocol
 
 from engine import EngineStoppedError
 from service.appliers import Applier, setter
+from service.settings import Settings
 
 
 class Tunable(Protocol):
@@ -22,8 +23,11 @@ class Tunable(Protocol):
         """Evicts by another policy from now on; the contents stay. Raises EngineError, and the policy is the old."""
 
 
-def appliers(engine: Callable[[], Tunable | None]) -> tuple[Applier, ...]:
-    """One for each setting, or group of settings, that the schema marks as live."""
+def appliers(engine: Callable[[], Tunable | None], largest_l1: int) -> tuple[Applier, ...]:
+    """One for each setting, or group of settings, that the schema marks as live.
+
+    `largest_l1` is the length in bytes of the segment that L1 got at the start: its size cannot be more.
+    """
 
     def running() -> Tunable:
         found = engine()
@@ -31,11 +35,14 @@ def appliers(engine: Callable[[], Tunable | None]) -> tuple[Applier, ...]:
             raise EngineStoppedError("the engine is stopping")
         return found
 
+    def is_too_large(new: Settings) -> str | None:
+        return f"is more than the {largest_l1} bytes that L1 can grow to" if new.engine.l1_size > largest_l1 else None
+
     return (
-        setter(("l1", "size"), lambda each: each.engine.l1_size, lambda size: running().resize_l1(size)),
         setter(
             ("l1", "eviction_policy"),
             lambda each: each.engine.eviction_policy,
             lambda name: running().change_policy(name),
         ),
+        setter(("l1", "size"), lambda each: each.engine.l1_size, lambda size: running().resize_l1(size), is_too_large),
     )

@@ -49,6 +49,9 @@ class FromFile(Server):
         report = self.get("/api/config")[1]["last_reload"]
         return report["trigger"], report["outcome"]
 
+    def policy(self) -> str:
+        return self.get("/api/status")[1]["storage_manager"]["eviction_controller"]["eviction_policy"]
+
     def capacity(self) -> int:
         return self.get("/api/status")[1]["storage_manager"]["l1_manager"]["memory_total_bytes"]
 
@@ -65,22 +68,33 @@ def server(file: Path) -> Iterator[FromFile]:
 
 
 @live
-def test_a_request_a_signal_and_a_new_file_each_change_the_size(server: FromFile) -> None:
-    server.file.write_text("l1:\n  size: 96MiB\n")
-    status, body = server.reload()
-    assert (status, body["applied"], body["changes"][0]["new"]) == (200, True, "96MiB")
-    assert server.setting("l1.size")["origin"] == f"{server.file}:2"
-    until(lambda: server.capacity() == 96 * MIB, "grown")
+def test_a_request_a_signal_and_a_new_file_each_change_the_size(file: Path) -> None:
+    with FromFile(file, "l1: {size: 64MiB, max_size: 128MiB}\n") as server:
+        file.write_text("l1:\n  max_size: 128MiB\n  size: 128MiB\n")
+        status, body = server.reload()
+        assert (status, body["applied"], body["changes"][0]["new"]) == (200, True, "128MiB")
+        assert server.setting("l1.size")["origin"] == f"{file}:3"
+        until(lambda: server.capacity() == 128 * MIB, "grown")
 
-    server.file.write_text("l1: {size: 32MiB}\n")
-    server.hang_up()
-    until(lambda: server.last() == ("signal", "applied"), "the reload by SIGHUP")
-    until(lambda: server.capacity() == 32 * MIB, "shrunk")
+        file.write_text("l1: {size: 32MiB, max_size: 128MiB}\n")
+        server.hang_up()
+        until(lambda: server.last() == ("signal", "applied"), "the reload by SIGHUP")
+        until(lambda: server.capacity() == 32 * MIB, "shrunk")
 
-    server.file.write_text("# the default, but for the policy\nl1: {size: 48MiB, eviction_policy: LRU}\n")
-    until(lambda: server.last() == ("watch", "applied"), "the reload by the watch")
-    until(lambda: server.capacity() == 48 * MIB, "grown again")
-    assert server.get("/api/healthcheck") == (200, {"status": "healthy"})
+        file.write_text("l1: {size: 48MiB, max_size: 128MiB, eviction_policy: FIFO}\n")
+        until(lambda: server.last() == ("watch", "applied"), "the reload by the watch")
+        until(lambda: server.capacity() == 48 * MIB, "grown again")
+        assert server.policy() == "fifo"
+        assert server.get("/api/healthcheck") == (200, {"status": "healthy"})
+
+
+@live
+def test_more_than_max_size_needs_a_restart(file: Path) -> None:
+    with FromFile(file, "l1: {size: 64MiB, max_size: 128MiB}\n") as server:
+        file.write_text("l1: {size: 129MiB, max_size: 129MiB}\n")
+        status, body = server.reload()
+        assert (status, [each["is_live"] for each in body["changes"]]) == (409, [False, False])
+        assert server.capacity() == 64 * MIB
 
 
 @live
@@ -96,13 +110,13 @@ def test_a_mounted_config_map_is_followed(tmp_path: Path) -> None:
     version("..2026_01_01", "l1: {size: 64MiB}\n")
     (tmp_path / "kvkeep.yaml").symlink_to("..data/kvkeep.yaml")
     with FromFile(tmp_path / "kvkeep.yaml", "") as server:
-        version("..2026_01_02", "l1: {size: 65MiB}\n")
+        version("..2026_01_02", "l1: {size: 63MiB}\n")
         until(lambda: server.last() == ("watch", "applied"), "the new version")
-        assert server.setting("l1.size")["value"] == "65MiB"
+        assert server.setting("l1.size")["value"] == "63MiB"
 
 
 def test_a_dry_run_tells_and_does_nothing(server: FromFile) -> None:
-    server.file.write_text("l1: {size: 96MiB}\nserver: {chunk_size: 16}\n")
+    server.file.write_text("l1: {size: 32MiB}\nserver: {chunk_size: 16}\n")
     status, body = server.reload(dry_run=True)
     assert (status, body["applied"]) == (200, False)
     assert {each["setting"]: each["is_live"] for each in body["changes"]} == {
@@ -113,7 +127,7 @@ def test_a_dry_run_tells_and_does_nothing(server: FromFile) -> None:
 
 
 def test_what_needs_a_restart_is_named_and_nothing_is_applied(server: FromFile) -> None:
-    server.file.write_text("l1: {size: 96MiB}\nserver: {chunk_size: 16}\n")
+    server.file.write_text("l1: {size: 32MiB}\nserver: {chunk_size: 16}\n")
     status, body = server.reload()
     assert status == 409
     assert "server.chunk_size is read at the start only" in body["detail"]

@@ -13,6 +13,8 @@ from service.file_state import file_state
 from service.schema import Schema, load_schema
 from service.settings import Override
 
+LARGEST_L1 = 1 << 40
+
 SCHEMA = load_schema(assets.schema_path())
 
 
@@ -51,7 +53,7 @@ def configuration(
 ) -> Configuration:
     """The configuration of a server started with a file, over an engine that is there or not."""
     if appliers is None:
-        appliers = live.appliers(lambda: engine)
+        appliers = live.appliers(lambda: engine, LARGEST_L1)
     source = ConfigSource(schema, None if file is None else str(file), overrides, environ or {})
     seen = file_state(source.file)
     return Configuration(source, source.load(), seen, appliers, lambda: engine is not None)

@@ -66,9 +66,11 @@ def test_every_way_to_change_a_file_changes_its_state(tmp_path: Path) -> None:
     os.utime(replacement, ns=(0, 5))
     replacement.rename(first)
     changed("its inode")
+    other.unlink()
+    other.hardlink_to(first)
     link.unlink()
     link.symlink_to(other)
-    changed("where it leads")
+    changed("where it leads, even to the same file by another name")
     other.unlink()
     changed("that it is gone")
 

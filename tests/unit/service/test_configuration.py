@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 import threading
 from pathlib import Path
 
@@ -22,7 +21,7 @@ from service.configuration import (
 )
 from service.problems import ConfigError, Problem
 from service.settings import Override
-from tests.support.configuration import SCHEMA, TunedEngine, configuration
+from tests.support.configuration import LARGEST_L1, SCHEMA, TunedEngine, configuration
 
 
 @pytest.fixture
@@ -106,15 +105,15 @@ def test_what_was_pending_is_forgotten_with_the_next_reload(file: Path) -> None:
     assert config.in_force.pending == ()
 
 
-def test_an_applier_can_ask_for_a_restart(file: Path) -> None:
+def test_more_than_l1_can_grow_to_needs_a_restart(file: Path) -> None:
     engine = TunedEngine()
-    size, policy = live.appliers(lambda: engine)
-    too_large = dataclasses.replace(size, needs_restart=lambda new: f"is more than {GIB}")
-    config = configuration(file, engine, appliers=(too_large, policy))
-    file.write_text("l1: {size: 3GiB}\n")
-    with pytest.raises(RestartNeededError, match=f"l1.size is more than {GIB}"):
+    config = configuration(file, engine, appliers=live.appliers(lambda: engine, 3 * GIB))
+    file.write_text("l1: {size: 3073MiB}\n")
+    with pytest.raises(RestartNeededError, match=f"l1.size is more than the {3 * GIB} bytes that L1 can grow to"):
         config.reload("request")
     assert engine.calls == []
+    file.write_text("l1: {size: 3GiB}\n")
+    assert config.reload("request").is_applied
 
 
 def test_an_invalid_file_changes_nothing_and_every_problem_is_told(file: Path, caplog) -> None:
@@ -186,32 +185,32 @@ def with_two_policies() -> dict[str, object]:
 
 def test_what_was_applied_before_a_failure_is_taken_back(file: Path) -> None:
     engine = TunedEngine()
-    engine.refuse("change_policy", "no such policy")
+    engine.refuse("resize_l1", "no room")
     config = configuration(file, engine, schema=with_two_policies())
     file.write_text("l1: {size: 3GiB, eviction_policy: fifo}\n")
-    with pytest.raises(ApplyError, match=r"^l1\.eviction_policy could not be changed: no such policy$"):
+    with pytest.raises(ApplyError, match=r"^l1\.size could not be changed: no room$"):
         config.reload("request")
-    assert engine.calls == [("resize_l1", 3 * GIB), ("change_policy", "fifo"), ("resize_l1", 2 * GIB)]
-    assert value(config, "l1.size") == "2GiB"
+    assert engine.calls == [("change_policy", "fifo"), ("resize_l1", 3 * GIB), ("change_policy", "lru")]
+    assert (value(config, "l1.size"), value(config, "l1.eviction_policy")) == ("2GiB", "lru")
 
 
 class Stubborn(TunedEngine):
     """Can be changed once, and then neither on nor back."""
 
-    def resize_l1(self, size: int) -> None:
-        super().resize_l1(size)
-        self.refuse("resize_l1", "no room")
+    def change_policy(self, name: str) -> None:
+        super().change_policy(name)
+        self.refuse("change_policy", "no way back")
 
 
 def test_what_cannot_be_taken_back_is_shown_as_it_is(file: Path, caplog) -> None:
     engine = Stubborn()
-    engine.refuse("change_policy", "no such policy")
+    engine.refuse("resize_l1", "no room")
     config = configuration(file, engine, schema=with_two_policies())
     file.write_text("l1: {size: 3GiB, eviction_policy: fifo}\n")
-    with pytest.raises(ApplyError, match=r"l1\.size could not be changed back and keeps the new value$"):
+    with pytest.raises(ApplyError, match=r"l1\.eviction_policy could not be changed back and keeps the new value$"):
         config.reload("request")
-    assert (value(config, "l1.size"), value(config, "l1.eviction_policy")) == ("3GiB", "lru")
-    assert "l1.size could not be changed back" in caplog.text
+    assert (value(config, "l1.size"), value(config, "l1.eviction_policy")) == ("2GiB", "fifo")
+    assert "l1.eviction_policy could not be changed back" in caplog.text
 
 
 def test_a_defect_while_applying_is_logged_and_told_without_its_text(file: Path, caplog) -> None:
@@ -233,7 +232,7 @@ def test_without_an_engine_there_is_nothing_to_change(file: Path) -> None:
 
 
 def test_an_engine_that_is_being_stopped_is_told_as_such(file: Path) -> None:
-    config = configuration(file, TunedEngine(), appliers=live.appliers(lambda: None))
+    config = configuration(file, TunedEngine(), appliers=live.appliers(lambda: None, LARGEST_L1))
     file.write_text("l1: {size: 3GiB}\n")
     with pytest.raises(ApplyError) as caught:
         config.reload("request")
@@ -306,7 +305,7 @@ def test_what_cannot_be_staged_applies_nothing(file: Path, error: Exception, rai
 
 
 def test_every_live_setting_is_applied_by_something_and_the_other_way_round() -> None:
-    appliers = live.appliers(lambda: None)
+    appliers = live.appliers(lambda: None, LARGEST_L1)
     assert disagreements(SCHEMA, appliers) == []
     schema = copy.deepcopy(SCHEMA)
     schema["properties"]["l2"]["x-live"] = True
@@ -332,4 +331,4 @@ def test_an_applier_of_a_section_covers_every_live_setting_in_it() -> None:
     http = setter(("http",), lambda new: new.http, lambda http: None)
     schema = copy.deepcopy(SCHEMA)
     schema["properties"]["http"]["properties"]["threads"]["x-live"] = True
-    assert disagreements(schema, [*live.appliers(lambda: None), http]) == []
+    assert disagreements(schema, [*live.appliers(lambda: None, LARGEST_L1), http]) == []
