@@ -11,11 +11,10 @@ from typing import Any, Protocol
 import falcon
 
 from engine import Cleared, EngineError, StatusReport
-from service import assets, live
-from service.configuration import ConfigSource, Configuration
+from service.configuration import Configuration
 from service.document import Document
 from service.errors import engine_status
-from service.schema import load_schema
+from service.live import defaults
 
 NOT_INITIALIZED = "engine not initialized"
 
@@ -34,11 +33,6 @@ class Engine(Protocol):
         """Makes everything in L1 invisible. Raises EngineTimeoutError, EngineStoppedError."""
 
 
-def _defaults() -> Configuration:
-    source = ConfigSource(load_schema(assets.schema_path()), None, (), {})
-    return Configuration(source, source.load(), appliers=live.appliers(lambda: None, 0))
-
-
 @dataclass(frozen=True, slots=True)
 class Context:
     """Handed to every module's `routes`."""
@@ -46,7 +40,7 @@ class Context:
     engine: Callable[[], Engine | None]
     """The engine, or None before it is ready and once it is being stopped."""
     document: Document
-    config: Configuration = field(default_factory=_defaults)
+    config: Configuration = field(default_factory=defaults)
     """The settings in force; every setting at its default, and no file to read again, where nobody says otherwise."""
 
     @contextmanager

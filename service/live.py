@@ -9,7 +9,10 @@ from collections.abc import Callable
 from typing import Protocol
 
 from engine import EngineStoppedError
+from service import assets
 from service.appliers import Applier, setter
+from service.configuration import ConfigSource, Configuration
+from service.schema import load_schema
 from service.settings import Settings
 
 
@@ -46,3 +49,9 @@ def appliers(engine: Callable[[], Tunable | None], largest_l1: int) -> tuple[App
         ),
         setter(("l1", "size"), lambda each: each.engine.l1_size, lambda size: running().resize_l1(size), is_too_large),
     )
+
+
+def defaults() -> Configuration:
+    """Every setting at its default, no file to read again, and no engine: for applications without a process."""
+    source = ConfigSource(load_schema(assets.schema_path()), None, (), {})
+    return Configuration(source, source.load(), appliers=appliers(lambda: None, 0))
