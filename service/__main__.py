@@ -13,18 +13,22 @@ from types import FrameType
 from typing import NoReturn
 
 from engine import GIB, Runtime, l2_types, policy_names
-from service import assets, cli, commands, probes, stopping
+from service import assets, cli, commands, live, probes, stopping
 from service.access import AccessControl, exposures
 from service.app import App, create_app
+from service.appliers import disagreements
+from service.config_watch import ConfigWatch
+from service.configuration import ConfigSource, Configuration
 from service.context import Context
 from service.contract import ContractError
 from service.document import Document, DocumentError
+from service.file_state import file_state
 from service.http_server import HttpServer, ListenError
 from service.lifecycle import Lifecycle
 from service.logs import Logs
 from service.problems import ConfigError
 from service.schema import Schema, compare_modules, load_schema
-from service.settings import Settings, load_settings
+from service.settings import Settings
 from service.systemd import Notifier
 
 STOPPED, FAILED, REFUSED = 0, 1, 2
@@ -47,19 +51,23 @@ def main(argv: Sequence[str], *, validate_responses: bool = False) -> int:
         return _check_config(schema, arguments.file or "")
     try:
         _refuse_unknown_modules(schema)
-        settings = load_settings(schema, arguments.file, arguments.overrides, os.environ)
+        source = ConfigSource(schema, arguments.file, arguments.overrides, os.environ)
         if arguments.command == "show-config":
-            print("\n".join(commands.show_config(settings)))
+            print("\n".join(commands.show_config(schema, source.load())))
             return STOPPED
-        lifecycle, logs = Lifecycle(), Logs(settings.log.level)
-        document, access = Document.load(assets.openapi_path()), AccessControl(settings.http.policy)
-        context = Context(lifecycle.engine, document, lifecycle, access, logs)
+        settings = source.load()
+        lifecycle, logs, access = Lifecycle(), Logs(settings.log.level), AccessControl(settings.http.policy)
+        config = _configuration(source, settings, lifecycle, logs, access)
+        watch = ConfigWatch(config)
+        _catch_hangup(watch)
+        document = Document.load(assets.openapi_path())
+        context = Context(lifecycle.engine, document, lifecycle, access, logs, config)
         app = create_app(context, validate_responses=validate_responses)
     except (ConfigError, ContractError, DocumentError) as error:
         print(f"kvkeep does not start.\n{error}", file=sys.stderr)
         return REFUSED
     with logs.written(sys.stderr, settings.log.format):
-        return _serve(settings, app, lifecycle)
+        return _serve(settings, app, lifecycle, watch)
 
 
 def run() -> None:
@@ -92,7 +100,18 @@ def _refuse_unknown_modules(schema: Schema) -> None:
         raise ContractError(differences)
 
 
-def _serve(settings: Settings, app: App, lifecycle: Lifecycle) -> int:
+def _configuration(
+    source: ConfigSource, settings: Settings, lifecycle: Lifecycle, logs: Logs, access: AccessControl
+) -> Configuration:
+    largest = settings.engine.l1_max_size or settings.engine.l1_size
+    appliers = live.appliers(lifecycle.engine, largest, logs, access)
+    wrong = disagreements(source.schema, appliers)
+    if wrong:
+        raise ContractError(wrong)
+    return Configuration(source, settings, file_state(source.file), appliers, lambda: lifecycle.engine() is not None)
+
+
+def _serve(settings: Settings, app: App, lifecycle: Lifecycle, watch: ConfigWatch) -> int:
     sys.setswitchinterval(SWITCH_INTERVAL)
     stops: Stops = SimpleQueue()
     _catch_signals(stops)
@@ -104,13 +123,15 @@ def _serve(settings: Settings, app: App, lifecycle: Lifecycle) -> int:
     for warning in (*settings.warnings, *exposures(settings.http.policy, http.host, settings.engine.host)):
         log.warning("%s", warning)
     http.start()
+    watch.start()
     try:
-        return _serve_engine(settings, http, lifecycle, stops)
+        return _serve_engine(settings, http, lifecycle, watch, stops)
     finally:
+        watch.stop()
         http.stop()
 
 
-def _serve_engine(settings: Settings, http: HttpServer, lifecycle: Lifecycle, stops: Stops) -> int:
+def _serve_engine(settings: Settings, http: HttpServer, lifecycle: Lifecycle, watch: ConfigWatch, stops: Stops) -> int:
     notifier = Notifier(os.environ)
     progress = StartProgress(settings.engine.l1_size, stops, lifecycle.allocated)
     try:
@@ -127,6 +148,7 @@ def _serve_engine(settings: Settings, http: HttpServer, lifecycle: Lifecycle, st
         stops.get()
         _begin_to_stop(lifecycle, notifier)
         return FAILED
+    engine.watch("config-watch", watch.problem)
     lifecycle.run(engine)
     try:
         print(f"kvkeep ready {engine.endpoint} {http.url}", flush=True)
@@ -190,6 +212,14 @@ def _exit_code(reason: int | BaseException) -> int:
         return FAILED
     log.info("stopping on %s", signal.Signals(reason).name)
     return STOPPED
+
+
+def _catch_hangup(watch: ConfigWatch) -> None:
+    def handle(number: int, frame: FrameType | None) -> None:
+        watch.hang_up()
+
+    # NOTE: As early as can be: what is not caught ends the process.
+    signal.signal(signal.SIGHUP, handle)
 
 
 def _catch_signals(stops: Stops) -> None:

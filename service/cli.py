@@ -35,6 +35,8 @@ examples:
   kvkeep serve --port 0 --http-port 0         free ports, told by the ready line
 
 A signal ends it in order: running transfers may end first (server.drain_timeout); a second signal ends that wait.
+SIGHUP, or a change of the file, applies its settings that can change live. If another one differs, or the file is
+wrong, nothing is applied, and the log says why.
 
 exit codes: 0 stopped by a signal, 1 could not listen, or the engine failed or did not stop,
             2 configuration or API document refused

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from service.problems import ConfigError, dotted, show
+from service.config_view import setting_rows
+from service.problems import ConfigError, show
 from service.schema import Schema
 from service.settings import Override, Settings, load_settings
 
@@ -28,9 +29,10 @@ def check_config(schema: Schema, file: str, environ: Mapping[str, str]) -> Check
         return Checked(problems=tuple(str(problem) for problem in error.problems))
 
 
-def show_config(settings: Settings) -> list[str]:
-    """The effective settings as the lines of an aligned table."""
+def show_config(schema: Schema, settings: Settings) -> list[str]:
+    """The effective settings as the lines of an aligned table; secrets masked."""
     rows = [("SETTING", "VALUE", "ORIGIN")]
-    rows += [(dotted(each.path), show(each.masked_value), each.origin.label) for each in settings.listing]
+    found = setting_rows(schema, settings.listing)
+    rows += [(each["setting"], show(each["value"]), each["origin"]) for each in found]
     widths = [max(len(row[column]) for row in rows) for column in range(2)]
     return [f"{name:<{widths[0]}}  {value:<{widths[1]}}  {origin}" for name, value, origin in rows]

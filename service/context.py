@@ -12,9 +12,11 @@ import falcon
 
 from engine import Command, EngineError, LookReport, MonitorReport, Question, StatusReport
 from service.access import AccessControl
+from service.configuration import Configuration
 from service.document import Document
 from service.errors import UnavailableError, engine_status
 from service.lifecycle import NOT_INITIALIZED, Lifecycle
+from service.live import defaults
 from service.logs import Logs
 
 # The engine thread answers a command between two batches of requests; far longer than that means it is stuck.
@@ -53,6 +55,8 @@ class Context:
     access: AccessControl = field(default_factory=AccessControl)
     """Who may do what."""
     logs: Logs = field(default_factory=Logs)
+    config: Configuration = field(default_factory=defaults)
+    """The settings in force; every setting at its default, and no file to read again, where nobody says otherwise."""
 
     @contextmanager
     def running_engine(self, refusal: Refusal) -> Iterator[Engine]:

@@ -39,19 +39,22 @@ class Operation:
 class Document:
     """The parsed document."""
 
-    def __init__(self, content: Json) -> None:
+    def __init__(self, content: Json, source: bytes = b"") -> None:
+        """`source` is the text that the content was parsed from."""
         self.content = content
+        self.source = source
 
     @classmethod
     def load(cls, path: Path) -> Document:
         """Parses a file. Raises DocumentError if it is not YAML with paths in it."""
+        source = path.read_bytes()
         try:
-            content = parse(path.read_bytes())
+            content = parse(source)
         except yaml.YAMLError as error:
             raise DocumentError(f"{path.name} is not YAML: {error}") from error
         if not isinstance(content, dict) or not isinstance(content.get("paths"), dict):
             raise DocumentError(f"{path.name} has no paths")
-        return cls(content)
+        return cls(content, source)
 
     def operations(self) -> Iterator[Operation]:
         """Every operation, in the order of the document."""

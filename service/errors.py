@@ -39,12 +39,19 @@ class InvalidRequestError(falcon.HTTPBadRequest):
         self.faults = tuple(faults)
 
 
-class UnavailableError(falcon.HTTPServiceUnavailable):
+class ProblemError(falcon.HTTPError):
+    """A problem with members of its own beside those that every problem has."""
+
+    def __init__(self, status: int, detail: str, **members: Any) -> None:
+        super().__init__(status, description=detail)
+        self.members = members
+
+
+class UnavailableError(ProblemError):
     """The request cannot be served now; says why, with further members of the problem if there are any."""
 
     def __init__(self, reason: str, members: Mapping[str, Any] | None = None) -> None:
-        super().__init__(description=reason)
-        self.members = members or {}
+        super().__init__(503, reason, **(members or {}))
 
 
 def engine_status(error: EngineError) -> int:
@@ -77,8 +84,8 @@ def _http_error(req: falcon.Request, resp: falcon.Response, error: falcon.HTTPEr
     body = problem_body(status, error.description or _DETAIL.get(status, ""), request_id(req))
     if isinstance(error, InvalidRequestError):
         body["errors"] = [{"pointer": pointer, "detail": reason} for pointer, reason in error.faults]
-    if isinstance(error, UnavailableError):
-        body.update(error.members)
+    if isinstance(error, ProblemError):
+        body |= error.members
     resp.set_headers(error.headers or {})
     _answer(resp, status, body)
 

@@ -78,6 +78,31 @@ def compare_modules(schema: Schema, policies: Sequence[str], l2_types: Sequence[
     ]
 
 
+def nodes(schema: Schema, path: SettingPath) -> Iterator[Schema]:
+    """What the schema says on the way to a setting, from its section down, as far as the schema knows the way."""
+    node = schema
+    for part in path:
+        inner = node.get("items") if isinstance(part, int) else node.get("properties", {}).get(part)
+        if inner is None:
+            return
+        yield inner
+        node = inner
+
+
+def is_marked(schema: Schema, path: SettingPath, mark: str) -> bool:
+    """Whether a setting, or the nearest thing around it that has the mark at all, is marked, for instance `x-live`."""
+    marks = [node[mark] for node in nodes(schema, path) if mark in node]
+    return bool(marks and marks[-1])
+
+
+def marked(schema: Schema, mark: str, path: SettingPath = ()) -> Iterator[SettingPath]:
+    """The settings and sections that carry a mark themselves, in the order of the schema."""
+    for name, node in schema.get("properties", {}).items():
+        if node.get(mark) is True:
+            yield (*path, name)
+        yield from marked(node, mark, (*path, name))
+
+
 def _differences(setting: str, module: str, named: Sequence[str], found: Sequence[str]) -> Iterator[str]:
     for name in sorted(set(named) - set(found)):
         yield f"config/schema.json: {setting} allows {name!r}, but there is no {module.format(name)}"

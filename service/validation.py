@@ -12,6 +12,7 @@ import falcon
 from service.document import Document, Json, Operation, escape
 from service.errors import InvalidRequestError
 from service.schemas import Fault, Schemas
+from service.yaml_source import parse
 
 BODY_LIMIT = 1 << 20
 """Bytes of a request body, above which the answer is 413. Below the HTTP server's own limit."""
@@ -169,5 +170,12 @@ class ResponseValidation:
             return
         schema = f"{pointer}/content/{escape(media_type)}/schema"
         rendered = resp.render_body() or b"null"
-        body = json.loads(rendered) if media_type.endswith("json") else rendered.decode()
+        body = decoded(media_type, rendered)
         yield from (f"{where} {reason}" for where, reason in self._schemas.faults(schema, body, "body"))
+
+
+def decoded(media_type: str, body: bytes) -> Any:
+    """What a schema describes of a body: the value of JSON and YAML, the text of everything else."""
+    if media_type.endswith("json"):
+        return json.loads(body)
+    return parse(body) if media_type.endswith("yaml") else body.decode()

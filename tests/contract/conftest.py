@@ -24,14 +24,22 @@ class CheckedServer(Server):
 
 
 @pytest.fixture(scope="session")
-def server() -> Iterator[Server]:
-    with Server() as running:
+def config_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file that says nothing, so that there is one to reload."""
+    file = tmp_path_factory.mktemp("config") / "kvkeep.yaml"
+    file.write_text("# every setting at its default\n")
+    return file
+
+
+@pytest.fixture(scope="session")
+def server(config_file: Path) -> Iterator[Server]:
+    with Server("--config", str(config_file)) as running:
         yield running
 
 
 @pytest.fixture(scope="session")
-def checked_server() -> Iterator[Server]:
-    with CheckedServer() as running:
+def checked_server(config_file: Path) -> Iterator[Server]:
+    with CheckedServer("--config", str(config_file)) as running:
         yield running
 
 

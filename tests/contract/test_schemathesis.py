@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
 import schemathesis
 from falcon.testing import TestClient
@@ -10,6 +13,7 @@ from hypothesis import HealthCheck, settings
 from service import assets
 from service.app import create_app
 from service.document import Document
+from tests.support.configuration import reloadable
 from tests.support.example_requests import example_request
 from tests.support.fake_engine import UNHEALTHY, FakeEngine, context, stopped, stuck
 from tests.support.server import Server
@@ -88,11 +92,14 @@ def test_a_server_whose_engine_does_not_answer_is_as_documented(case: schemathes
 
 
 @pytest.mark.parametrize("operation", list(DOCUMENT.operations()), ids=str)
-def test_the_states_above_reach_every_status_that_a_responder_declares(operation) -> None:
+def test_the_states_above_reach_every_status_that_a_responder_declares(operation, tmp_path: Path) -> None:
     """The runs above are worth what they reach: 200 and 503 of every operation that has both."""
+    engines = (None, FakeEngine(), FakeEngine(UNHEALTHY), stopped(), stuck())
+    states = [context(engine) for engine in engines]
+    states += [replace(context(FakeEngine()), config=config) for config in reloadable(tmp_path)]
     reached = set()
-    for engine in (None, FakeEngine(), FakeEngine(UNHEALTHY), stopped(), stuck()):
-        client = TestClient(create_app(context(engine), validate_responses=True))
+    for state in states:
+        client = TestClient(create_app(state, validate_responses=True))
         asked = example_request(DOCUMENT, operation)
         answer = client.simulate_request(
             asked.method, asked.path, query_string=asked.query, headers=asked.headers, body=asked.body

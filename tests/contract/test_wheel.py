@@ -39,6 +39,7 @@ def test_an_installed_kvkeep_finds_its_contracts(installed: Path) -> None:
     assert (shown.returncode, shown.stderr) == (0, "")
     checked = run(installed, "check-config", str(installed / "service" / "config" / "default.yaml"))
     assert checked.returncode == 0
+    assert (installed / "service" / "docs" / "page.css").is_file()
 
 
 def test_the_api_document_is_found_too(installed: Path) -> None:

@@ -14,6 +14,7 @@ import yaml
 from engine import GIB
 from service import __version__, assets
 from service.__main__ import main
+from service.document import Document
 from tests.support.server import ROOT
 from tests.unit.deploy import sizing
 
@@ -116,7 +117,7 @@ def test_the_image_is_of_this_version(variant: str) -> None:
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_probes_ask_operations_that_exist(variant: str) -> None:
-    paths = yaml.load(assets.openapi_path().read_text(), yaml.CSafeLoader)["paths"]
+    paths = Document.load(assets.openapi_path()).content["paths"]
     probes = {name: probe for name, probe in server(variant).items() if name.endswith("Probe")}
     asked = {name: probe["httpGet"]["path"] for name, probe in probes.items()}
     expected = {"startupProbe": "/api/healthcheck", "livenessProbe": "/api/livez", "readinessProbe": "/api/readyz"}

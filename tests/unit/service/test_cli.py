@@ -64,6 +64,12 @@ def test_what_cannot_be_parsed_exits_with_2(argv: list[str], capsys: pytest.Capt
     assert "usage: kvkeep" in capsys.readouterr().err
 
 
+def test_the_help_of_serve_tells_of_sighup(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        parse(["serve", "--help"])
+    assert "SIGHUP" in capsys.readouterr().out
+
+
 def test_the_version_is_told(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         parse(["--version"])

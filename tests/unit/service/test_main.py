@@ -37,6 +37,9 @@ class FakeRuntime(FakeEngine):
     def endpoint(self) -> str:
         return "tcp://127.0.0.1:1"
 
+    def watch(self, name: str, is_alive: Callable[[], str | None]) -> None:
+        """Nobody asks."""
+
     def drain(self, timeout: float) -> None:
         """Nothing runs."""
 
@@ -48,6 +51,7 @@ class FakeRuntime(FakeEngine):
 def fake_runtime(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(root, "Runtime", FakeRuntime)
     monkeypatch.setattr(root, "_catch_signals", lambda stops: None)
+    monkeypatch.setattr(root, "_catch_hangup", lambda watch: None)
     FakeRuntime.made = None
 
 

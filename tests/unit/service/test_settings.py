@@ -247,7 +247,7 @@ def test_the_listing_masks_what_is_secret_or_from_the_environment(load) -> None:
     shown = {dotted(each.path): each.masked_value for each in settings.listing}
     assert (shown["http.host"], shown["server.host"], shown["server.port"]) == ("***", "***", "***")
     assert (shown["http.port"], shown["http.tokens"], shown["l2"]) == (8080, [], [])
-    assert SECRET not in "\n".join(show_config(settings))
+    assert SECRET not in "\n".join(show_config(SCHEMA, settings))
     assert Setting(("a",), SECRET, DEFAULT, is_secret=True).masked_value == "***"
     assert SECRET not in repr(settings.listing)
 

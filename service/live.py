@@ -1,0 +1,63 @@
+"""The settings that change live: what each of them means in the running process. The order is that of application.
+
+What can be taken back without loss comes first, the size of L1 last: a smaller one evicts, and a larger one may fail.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+from engine import EngineStoppedError
+from service import assets
+from service.access import AccessControl
+from service.appliers import Applier, setter
+from service.configuration import ConfigSource, Configuration
+from service.logs import Logs
+from service.schema import load_schema
+from service.settings import Settings
+
+
+class Tunable(Protocol):
+    """The part of the running engine that live settings change. Both block until it is done."""
+
+    def resize_l1(self, size: int) -> None:
+        """Gives L1 another size in bytes. Raises EngineError, and the size is the old."""
+
+    def change_policy(self, name: str) -> None:
+        """Evicts by another policy from now on; the contents stay. Raises EngineError, and the policy is the old."""
+
+
+def appliers(
+    engine: Callable[[], Tunable | None], largest_l1: int, logs: Logs, access: AccessControl
+) -> tuple[Applier, ...]:
+    """One for each setting, or group of settings, that the schema marks as live.
+
+    `largest_l1` is the length in bytes of the segment that L1 got at the start: its size cannot be more.
+    """
+
+    def running() -> Tunable:
+        found = engine()
+        if found is None:
+            raise EngineStoppedError("the engine is stopping")
+        return found
+
+    def is_too_large(new: Settings) -> str | None:
+        return f"is more than the {largest_l1} bytes that L1 can grow to" if new.engine.l1_size > largest_l1 else None
+
+    return (
+        setter(("log", "level"), lambda each: each.log.level, logs.change),
+        setter(("http",), lambda each: each.http.policy, access.replace),
+        setter(
+            ("l1", "eviction_policy"),
+            lambda each: each.engine.eviction_policy,
+            lambda name: running().change_policy(name),
+        ),
+        setter(("l1", "size"), lambda each: each.engine.l1_size, lambda size: running().resize_l1(size), is_too_large),
+    )
+
+
+def defaults() -> Configuration:
+    """Every setting at its default, no file to read again, and no engine: for applications without a process."""
+    source = ConfigSource(load_schema(assets.schema_path()), None, (), {})
+    return Configuration(source, source.load(), appliers=appliers(lambda: None, 0, Logs(), AccessControl()))
