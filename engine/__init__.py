@@ -2,9 +2,22 @@
 
 from engine.discovery import l2_types, policy_names
 from engine.errors import EngineError, EngineStoppedError, EngineTimeoutError, StartError
+from engine.histogram import Histogram, HistogramReport
 from engine.runtime import Runtime
 from engine.settings import GIB, MIB, EngineSettings, L2Settings, Liveness
-from engine.status import Cleared, L1Report, L2Report, LayoutReport, StatusReport, WorkerReport, WorkerState
+from engine.status import (
+    Cleared,
+    L1Report,
+    L2Report,
+    LayoutReport,
+    LookupReport,
+    StatusReport,
+    TransferDirection,
+    TransferMode,
+    TransferReport,
+    WorkerReport,
+    WorkerState,
+)
 
 __all__ = [
     "GIB",
@@ -14,14 +27,20 @@ __all__ = [
     "EngineSettings",
     "EngineStoppedError",
     "EngineTimeoutError",
+    "Histogram",
+    "HistogramReport",
     "L1Report",
     "L2Report",
     "L2Settings",
     "LayoutReport",
     "Liveness",
+    "LookupReport",
     "Runtime",
     "StartError",
     "StatusReport",
+    "TransferDirection",
+    "TransferMode",
+    "TransferReport",
     "WorkerReport",
     "WorkerState",
     "l2_types",

@@ -19,6 +19,10 @@ class Lookups:
     def __init__(self, cache: L1Cache, sessions: Sessions, workers: Workers, prompts: Prompts) -> None:
         self.hit_chunks = 0
         self.missed_chunks = 0
+        self.requests = 0
+        self.without_workers = 0
+        self.without_chunks = 0
+        self.hit_objects = 0
         self._cache = cache
         self._sessions = sessions
         self._workers = workers
@@ -35,12 +39,17 @@ class Lookups:
             raise RefusedError(f"num_kv_readers is {key.num_kv_readers}")
         fingerprints = self._workers.fingerprints((key.model_name, key.world_size))
         if not fingerprints:
+            self.requests += 1
+            self.without_workers += 1
             return
         chunks, hashes = self._prompts.prefix(key)
         spaces = self._namespaces(key, fingerprints)
         found = self._longest_prefix(spaces, hashes)
         session.hits = len(found) // len(spaces)
         self._lease(session, found, max(1, key.num_kv_readers))
+        self.requests += 1
+        self.without_chunks += not chunks
+        self.hit_objects += len(found)
         self.hit_chunks += session.hits
         self.missed_chunks += chunks - session.hits
 

@@ -6,18 +6,20 @@ Where a metric means the same as one of LMCache 0.5 it has that one's name, so t
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from dataclasses import fields
 from typing import Final, get_args
 
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from engine import L1Report, StatusReport, WorkerState
+from engine import HistogramReport, L1Report, LookupReport, StatusReport, WorkerState
 
 CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 
-_NO_L1: Final = L1Report(0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0)
-_NOTHING: Final = StatusReport(False, (), 0, "", "", (), 0, 0, 0, 0, 0, 0, 0, _NO_L1, ())
+_NO_L1: Final = L1Report(*(0,) * len(fields(L1Report)))
+_NO_LOOKUPS: Final = LookupReport(0, 0, 0, 0, HistogramReport((), (0,), 0.0))
+_NOTHING: Final = StatusReport(False, (), 0, "", "", (), 0, 0, 0, 0, 0, 0, 0, _NO_LOOKUPS, (), _NO_L1, ())
 """Stands for the report before there is an engine, so that every series exists from the start."""
 
 

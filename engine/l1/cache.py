@@ -51,6 +51,8 @@ class Counters:
     evicted_bytes: int = 0
     refused_objects: int = 0
     cleared_objects: int = 0
+    absent_reads: int = 0
+    unready_reads: int = 0
 
 
 class L1Cache:
@@ -66,6 +68,7 @@ class L1Cache:
         self._leased = 0
         self._ready = 0
         self._ready_bytes = 0
+        self._reserved_bytes = 0
 
     @property
     def capacity(self) -> int:
@@ -85,6 +88,11 @@ class L1Cache:
     def objects_in_use(self) -> tuple[int, int]:
         """How many objects are leased, and how many are being written."""
         return self._leased, len(self._in_use) - self._leased
+
+    @property
+    def reserved_bytes(self) -> int:
+        """Bytes occupied by the objects that are being written, doomed ones included."""
+        return self._reserved_bytes
 
     def find(self, key: bytes) -> Entry | None:
         """The object, if it is ready."""
@@ -110,11 +118,13 @@ class L1Cache:
             raise NoSpaceError
         entry = self._entries[key] = Entry(key, offset, occupied)
         self._in_use.add(entry)
+        self._reserved_bytes += occupied
         return entry
 
     def commit(self, entry: Entry) -> None:
         """The slot is written. A doomed object is freed, any other is ready from now on."""
         entry.ready = True
+        self._reserved_bytes -= entry.size
         if entry.visible:
             self.counters.stored_objects += 1
             self._ready += 1
@@ -123,6 +133,7 @@ class L1Cache:
 
     def abort(self, entry: Entry) -> None:
         """The slot was not written, or not wholly."""
+        self._reserved_bytes -= entry.size
         if entry.visible:
             del self._entries[entry.key]
             entry.visible = False

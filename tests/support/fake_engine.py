@@ -9,10 +9,13 @@ from engine import (
     EngineError,
     EngineStoppedError,
     EngineTimeoutError,
+    HistogramReport,
     L1Report,
     L2Report,
     LayoutReport,
+    LookupReport,
     StatusReport,
+    TransferReport,
     WorkerReport,
 )
 
@@ -25,6 +28,7 @@ L1 = L1Report(
     total_object_count=8,
     leased_object_count=2,
     reserved_object_count=1,
+    reserved_bytes=1 << 25,
     hit_chunks=120,
     missed_chunks=14,
     stored_objects=15,
@@ -32,6 +36,8 @@ L1 = L1Report(
     evicted_bytes=6 << 25,
     refused_objects=3,
     cleared_objects=4,
+    absent_reads=16,
+    unready_reads=17,
 )
 
 SERVER_COPIES = WorkerReport(
@@ -80,6 +86,37 @@ ENGINE_COPIES = WorkerReport(
     ),
 )
 
+BOUNDS = (0.25, 1.0)
+
+LOOKUPS = LookupReport(
+    requests=30,
+    without_workers=18,
+    without_chunks=19,
+    hit_objects=240,
+    seconds=HistogramReport(BOUNDS, (20, 6, 4), 12.5),
+)
+
+TRANSFERS = tuple(
+    TransferReport(
+        direction=direction,
+        mode=mode,
+        begun=40 + number,
+        ended=38 + number,
+        objects=50 + number,
+        bytes=60 + number,
+        done=HistogramReport(BOUNDS, (number, 2, 3), 7.5),
+        failed=HistogramReport(BOUNDS, (1, 0, number), 2.25),
+    )
+    for number, (direction, mode) in enumerate(
+        [
+            ("store", "lmcache_driven"),
+            ("retrieve", "lmcache_driven"),
+            ("store", "engine_driven"),
+            ("retrieve", "engine_driven"),
+        ]
+    )
+)
+
 HEALTHY = StatusReport(
     is_healthy=True,
     problems=(),
@@ -94,6 +131,8 @@ HEALTHY = StatusReport(
     failed_requests=9,
     dropped_messages=10,
     dropped_replies=11,
+    lookups=LOOKUPS,
+    transfers=TRANSFERS,
     l1=L1,
     l2=(),
 )
