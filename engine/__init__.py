@@ -1,6 +1,7 @@
 """The cache engine. What `service` may use is named here; everything else is the engine's own."""
 
 from engine.discovery import l2_types, policy_names
+from engine.empty import EMPTY_REPORT
 from engine.errors import EngineError, EngineStoppedError, EngineTimeoutError, StartError
 from engine.histogram import Histogram, HistogramReport
 from engine.runtime import Runtime
@@ -20,6 +21,7 @@ from engine.status import (
 )
 
 __all__ = [
+    "EMPTY_REPORT",
     "GIB",
     "MIB",
     "Cleared",

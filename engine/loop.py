@@ -31,6 +31,7 @@ from engine.events import (
     Warn,
 )
 from engine.histogram import Histogram
+from engine.meters import LOOKUP_BOUNDS
 from engine.status import StatusReport
 from engine.transfer.worker import TransferWorker
 from engine.wire.codec import BY_MESSAGE
@@ -43,8 +44,6 @@ _BATCH: Final = 64
 """Messages handled before finished work is looked at again."""
 _TICK_SECONDS: Final = 1.0
 _LINGER_SECONDS: Final = 1.0
-LOOKUP_BOUNDS: Final = (0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25)
-"""Seconds."""
 
 
 class Mailbox:

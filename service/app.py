@@ -12,7 +12,7 @@ from service import errors
 from service.context import Context
 from service.contract import ContractError, differences, plain
 from service.discovery import Route, discover
-from service.document import Document
+from service.http_metrics import HttpMetricsMiddleware
 from service.request_id import RequestIdMiddleware
 from service.schemas import Schemas
 from service.validation import BodyLimitMiddleware, Described, RequestValidation, ResponseValidation
@@ -55,14 +55,17 @@ def create_app(context: Context, *, resources: str = RESOURCES, validate_respons
     wrong = differences(document, found)
     if wrong:
         raise ContractError(wrong)
-    app = _application(document, {route.template: plain(route.template) for route in found.routes}, validate_responses)
+    context.http_metrics.expect(document)
+    app = _application(context, {route.template: plain(route.template) for route in found.routes}, validate_responses)
     _add_routes(app, found.routes)
     return app
 
 
-def _application(document: Document, templates: dict[str, str], validate_responses: bool) -> App:
+def _application(context: Context, templates: dict[str, str], validate_responses: bool) -> App:
+    document = context.document
     described, schemas = Described(document, templates), Schemas(document)
-    middleware: list[Any] = [RequestIdMiddleware(), BodyLimitMiddleware()]
+    middleware: list[Any] = [HttpMetricsMiddleware(context.http_metrics, described)]
+    middleware += [RequestIdMiddleware(), BodyLimitMiddleware()]
     middleware.append(RequestValidation(document, described, schemas))
     if validate_responses:
         middleware.append(ResponseValidation(document, described, schemas))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import falcon
@@ -13,6 +13,7 @@ import falcon
 from engine import Cleared, EngineError, StatusReport
 from service.document import Document
 from service.errors import engine_status
+from service.http_metrics import HttpMetrics
 
 NOT_INITIALIZED = "engine not initialized"
 
@@ -38,6 +39,8 @@ class Context:
     engine: Callable[[], Engine | None]
     """The engine, or None before it is ready and once it is being stopped."""
     document: Document
+    http_metrics: HttpMetrics = field(default_factory=HttpMetrics)
+    """Counts what this API is asked."""
 
     @contextmanager
     def running_engine(self, refusal: Refusal) -> Iterator[Engine]:
