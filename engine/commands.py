@@ -1,13 +1,153 @@
-"""What operators ask of the engine while it runs. Each is carried out on the engine thread, between two requests."""
+"""What operators ask of the engine while it runs. Each is carried out on the engine thread, between two requests.
+
+None of them looks at all objects at once: what concerns many is a job, done a part at a time.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Generic, TypeVar
+
+from engine.answers import Deleted, JobReport, LookReport, ObjectPage, SessionPage, WorkerPage
+from engine.l1.policies.base import EvictionPolicy
+from engine.status import Cleared
+
+A = TypeVar("A")
+
+
+class Command(Generic[A]):
+    """Base of the commands; says the type of the answer."""
+
+    __slots__ = ()
 
 
 @dataclass(frozen=True, slots=True)
-class ClearAll:
-    """Make everything in L1 invisible at once. Answered with a `Cleared`."""
+class Selection:
+    """Objects that agree with everything given; None agrees with all."""
+
+    model_name: str | None = None
+    cache_salt: str | None = None
+    older_than: float | None = None
+    """Seconds since their stores began."""
 
 
-Command = ClearAll
+@dataclass(frozen=True, slots=True)
+class ClearAll(Command[Cleared]):
+    """Make everything in L1 invisible at once."""
+
+
+@dataclass(frozen=True, slots=True)
+class StartClear(Command[JobReport]):
+    """Make the selected objects invisible, or with `dry_run` count them only. What is stored after this is spared."""
+
+    selection: Selection
+    dry_run: bool
+
+
+@dataclass(frozen=True, slots=True)
+class AwaitJob(Command[JobReport | None]):
+    """Answered with the job's last report when it has ended; with None at once if there is no such job."""
+
+    job_id: int
+
+
+@dataclass(frozen=True, slots=True)
+class ListJobs(Command[tuple[JobReport, ...]]):
+    """Answered with those that run, and the last ones that ended, the newest first."""
+
+
+@dataclass(frozen=True, slots=True)
+class ListObjects(Command[ObjectPage]):
+    """A page of at most `limit` selected objects."""
+
+    seat: int
+    limit: int
+    selection: Selection
+
+
+@dataclass(frozen=True, slots=True)
+class DeleteObjects(Command[Deleted]):
+    """Make these objects invisible."""
+
+    keys: tuple[bytes, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """A prompt that may be cached. `tokens` are in [0, 2^32); no `world_size` stands for the only one."""
+
+    tokens: Sequence[int] = field(repr=False)
+    model_name: str
+    world_size: int | None = None
+    cache_salt: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Look(Command[LookReport]):
+    """Say what a lookup of these chunks would find, without leasing it or counting as a use.
+
+    Raises AmbiguousError when `world_size` is None and the model runs with several.
+    """
+
+    model_name: str
+    world_size: int | None
+    cache_salt: str
+    hashes: tuple[bytes, ...]
+    """Of the complete chunks."""
+    spare_tokens: int
+    """Tokens behind the last complete chunk."""
+
+
+@dataclass(frozen=True, slots=True)
+class ListSessions(Command[SessionPage]):
+    """A page of at most the sessions on `limit` seats."""
+
+    seat: int
+    limit: int
+
+
+@dataclass(frozen=True, slots=True)
+class ListWorkers(Command[WorkerPage]):
+    """Workers in the order of their instance ids, from `first` on."""
+
+    first: int | None
+    limit: int
+
+
+@dataclass(frozen=True, slots=True)
+class Shrink(Command[JobReport]):
+    """Put objects below `capacity` bytes only, and evict what lies behind.
+
+    The job ends when no object lies there any more and the memory was given back.
+    """
+
+    capacity: int
+
+
+@dataclass(frozen=True, slots=True)
+class StopShrinking(Command[int]):
+    """Take back what a shrink has not given back yet. Answered with the capacity in bytes after that."""
+
+
+@dataclass(frozen=True, slots=True)
+class Grow(Command[None]):
+    """Put objects below `capacity` bytes, all of which is allocated. No shrink may run."""
+
+    capacity: int
+
+
+@dataclass(frozen=True, slots=True)
+class ChangePolicy(Command[JobReport]):
+    """Let another policy rank what is cached, and what will be."""
+
+    name: str
+    policy: EvictionPolicy = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Drain(Command[None]):
+    """Begin nothing new, since the server is about to stop: lookups find nothing, and stores are skipped as done.
+
+    What lookups have promised before is still retrieved.
+    """

@@ -63,17 +63,21 @@ class Copies:
         """Copies what is absent; skips what is present, null, or finds no room. Raises RefusedError."""
         worker = self._worker(message.instance_id)
         if worker.state == "unsupported":
-            self.skipped_stores += 1
-            return [Reply(event.to, TransferReply.DONE)]
+            return self.skip_store(event, message)
         layout = _ready_layout(worker)
         chunks = self._prompts.chunks(message.key, worker)
         _check_blocks(message.block_ids, layout, chunks.count)
         skip = _null_chunks(message.block_ids, layout, chunks.count)
-        reserved = reserve_missing(self._cache, chunks, layout.object_bytes, skip)
+        reserved = reserve_missing(self._cache, chunks, layout.object_bytes, event.now, skip)
         if not reserved:
             self._meters.server_stores.answer(event.now - event.received, done=True)
             return [Reply(event.to, TransferReply.DONE)]
         return [self._begin(event, message, worker, chunks, reserved)]
+
+    def skip_store(self, event: RequestArrived, _: Store) -> list[Effect]:
+        """Answers as done and stores nothing: the worker has lost nothing by it."""
+        self.skipped_stores += 1
+        return [Reply(event.to, TransferReply.DONE)]
 
     def retrieve(self, event: RequestArrived, message: Retrieve) -> list[Effect]:
         """Copies every chunk of the range or none. Uses up this request's leases in any case; raises RefusedError."""
@@ -91,6 +95,12 @@ class Copies:
             self._release(entries, chunks.suffix_first)
             raise
         return [self._begin(event, message, worker, chunks, list(enumerate(entries)))]
+
+    def entries_of(self, instance_id: int) -> tuple[list[Entry], list[Entry]]:
+        """The objects that are being copied from this worker's blocks, and those to them."""
+        mine = [job for job in self._jobs.values() if job.instance_id == instance_id]
+        stored = [entry for job in mine if job.is_store for entry in job.entries]
+        return stored, [entry for job in mine if not job.is_store for entry in job.entries]
 
     def is_copying(self, instance_id: int) -> bool:
         """True while a copy from or to this worker's blocks is under way."""

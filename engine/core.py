@@ -8,12 +8,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Final
 
-from engine.commands import ClearAll, Command
+from engine.commands import Drain
 from engine.copies import Copies
 from engine.events import (
     CommandAsked,
     CommandDone,
+    Continued,
     CopyEnded,
+    Discarded,
     Effect,
     Event,
     MapEnded,
@@ -26,15 +28,18 @@ from engine.events import (
 )
 from engine.hashing import ChunkHasher
 from engine.histogram import NOTHING_COUNTED, HistogramReport
+from engine.jobs import Jobs
 from engine.l1.cache import L1Cache
 from engine.lending import Lending
 from engine.lookups import Lookups
 from engine.meters import Meters, TransferMeter
+from engine.operators import Operators
 from engine.prompts import Prompts, RefusedError
 from engine.registration import Registration
 from engine.sessions import Sessions
 from engine.settings import EngineSettings
 from engine.status import L1Report, LookupReport, StatusReport
+from engine.tuning import Tuning
 from engine.wire import messages as m
 from engine.wire.codec import BY_MESSAGE
 from engine.workers import Workers
@@ -62,7 +67,10 @@ class Engine:
         self._registration = Registration(
             self._workers, self._lending.withdraw, self._copies.is_copying, pool, settings.chunk_size, liveness
         )
-        self._handlers: Final = self._request_handlers()
+        self._jobs = Jobs()
+        self._operators = Operators(cache, self._sessions, self._workers, self._copies, prompts, self._jobs)
+        self._tuning = Tuning(cache, self._jobs, settings.eviction_policy)
+        self._handlers = self._request_handlers()
         self._meter_of: Final = _meter_of(meters)
 
     def handle(self, event: Event) -> list[Effect]:
@@ -79,9 +87,14 @@ class Engine:
             case TransfersEnded():
                 self._transfers_ended = event.problem
                 failed = self._copies.fail_all(event.now, event.problem)
-                return [*failed, *self._registration.transfers_ended(event.problem)]
+                discarding = self._tuning.transfers_ended(event.now, event.problem)
+                return [*failed, *discarding, *self._registration.transfers_ended(event.problem)]
             case CommandAsked():
-                return [CommandDone(event.ticket, self._command(event.command))]
+                return self._command(event)
+            case Continued():
+                return self._jobs.continued(event.now)
+            case Discarded():
+                return self._tuning.discarded(event.now, event.problem)
             case Tick():
                 return self._tick(event.now)
 
@@ -103,7 +116,7 @@ class Engine:
             problems=problems,
             chunk_size=self._settings.chunk_size,
             hash_algorithm=self._settings.hash_algorithm,
-            eviction_policy=self._settings.eviction_policy,
+            eviction_policy=self._tuning.policy_name,
             workers=self._workers.reports(),
             active_sessions=len(self._sessions),
             active_prefetch_jobs=0,
@@ -161,6 +174,17 @@ class Engine:
             m.CommitRetrieve: self._lending.commit_retrieve,
         }
 
+    def _draining_handlers(self) -> dict[type[m.Message], Handler]:
+        """Stand in for those that would begin something."""
+        return {m.Lookup: self._find_nothing, m.Store: self._copies.skip_store, m.PrepareStore: self._lend_nothing}
+
+    def _find_nothing(self, event: RequestArrived, message: m.Lookup) -> list[Effect]:
+        self._lookups.end(event.to.client, message.key.request_id)
+        return [Reply(event.to, None)]
+
+    def _lend_nothing(self, event: RequestArrived, _: m.PrepareStore) -> list[Effect]:
+        return [Reply(event.to, m.PrepareStoreReply())]
+
     def _lookup(self, event: RequestArrived, message: m.Lookup) -> list[Effect]:
         self._lookups.lookup(event.now, event.to.client, message.key)
         return [Reply(event.to, None)]
@@ -180,16 +204,22 @@ class Engine:
         self._cache.clear()
         return [Reply(event.to, None)]
 
-    def _command(self, command: Command) -> Any:
-        match command:
-            case ClearAll():
-                return self._cache.clear()
+    def _command(self, event: CommandAsked) -> list[Effect]:
+        """Raises EngineError where a command cannot be carried out; then nothing was changed."""
+        if isinstance(event.command, Drain):
+            self._handlers |= self._draining_handlers()
+            return [CommandDone(event.ticket, None)]
+        effects = self._operators.answer(event)
+        if effects is None:
+            effects = self._tuning.answer(event)
+        assert effects is not None, event.command
+        return effects
 
     def _tick(self, now: float) -> list[Effect]:
         liveness = self._settings.liveness
         self._lookups.expire(now, liveness)
         self._lending.expire(now, liveness.reservation_ttl)
-        return self._registration.expire(now)
+        return [*self._registration.expire(now), *self._jobs.proceed(now)]
 
     def _lookup_report(self, seconds: HistogramReport) -> LookupReport:
         found = self._lookups
@@ -212,6 +242,7 @@ class Engine:
             evicted_bytes=counters.evicted_bytes,
             refused_objects=counters.refused_objects,
             cleared_objects=counters.cleared_objects,
+            missed_lookups=tuple(self._lookups.missed_lookups.items()),
             absent_reads=counters.absent_reads,
             unready_reads=counters.unready_reads,
         )

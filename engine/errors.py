@@ -15,5 +15,17 @@ class EngineStoppedError(EngineError):
     """The engine thread has ended or is ending; the command was not carried out."""
 
 
+class NoMemoryError(EngineError):
+    """L1 cannot be grown: the memory is not there, or the segment not long enough. Names the remedy."""
+
+
+class AmbiguousError(EngineError):
+    """A question that fits several things; the message says what to add to it."""
+
+
 class EngineTimeoutError(EngineError):
     """The engine thread did not answer a command in time; the command may still be carried out."""
+
+
+class EngineStuckError(EngineError):
+    """A thread does not end when it is told to stop. Only the end of the process ends it."""

@@ -66,7 +66,7 @@ class CommandAsked:
 
     now: float
     ticket: int
-    command: Command
+    command: Command[Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +76,24 @@ class Tick:
     now: float
 
 
-Event = RequestArrived | CopyEnded | MapEnded | UnmapEnded | TransfersEnded | CommandAsked | Tick
+@dataclass(frozen=True, slots=True)
+class Continued:
+    """Requests had their turn since `Continue`."""
+
+    now: float
+
+
+@dataclass(frozen=True, slots=True)
+class Discarded:
+    """The memory of a `Discard` was given back, or could not be."""
+
+    now: float
+    problem: str | None
+
+
+Event = (
+    RequestArrived | CopyEnded | MapEnded | UnmapEnded | TransfersEnded | CommandAsked | Continued | Discarded | Tick
+)
 
 
 # Effects
@@ -144,4 +161,17 @@ class Warn:
     text: str
 
 
-Effect = Reply | Copy | Map | Unmap | CommandDone | Warn
+@dataclass(frozen=True, slots=True)
+class Continue:
+    """There is more to do: answer with `Continued` when those who wait have had their turn."""
+
+
+@dataclass(frozen=True, slots=True)
+class Discard:
+    """Give the memory of this range of the arena back; offsets in bytes. Nobody uses it."""
+
+    start: int
+    end: int
+
+
+Effect = Reply | Copy | Map | Unmap | CommandDone | Continue | Discard | Warn

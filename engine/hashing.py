@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import sys
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Final, NamedTuple
 
 import msgspec
@@ -171,6 +171,16 @@ def _encoded_end(encoded: bytes, position: int, count: int) -> int:
     except IndexError:
         raise BadTokensError("token_ids ends before its last token") from None
     return position
+
+
+def hash_tokens(tokens: Sequence[int], chunk_size: int) -> list[bytes]:
+    """The hashes of the complete chunks of tokens in [0, 2^32). Remembers nothing, so any thread may call it."""
+    parent, hashes = ROOT, []
+    for start in range(0, len(tokens) - chunk_size + 1, chunk_size):
+        packed = np.array(tokens[start : start + chunk_size], dtype=">u4")
+        parent = blake3(parent + packed.tobytes()).digest()
+        hashes.append(parent)
+    return hashes
 
 
 def _decode(body: bytes, count: int) -> array[int]:

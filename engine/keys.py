@@ -7,6 +7,7 @@ tables of a hundred thousand of them are made and compared all the time.
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Final
 
@@ -19,11 +20,26 @@ _SALT_LIMIT: Final = 128
 _SALT_FORBIDDEN: Final = frozenset("@/\\\0")
 
 
-@lru_cache(maxsize=16384)
-def namespace(model_name: str, world_size: int, shard: int, fingerprint: bytes, cache_salt: str) -> bytes:
-    """16 bytes that differ whenever the model, the sharding, the shard, the layout or the salt does."""
-    identity = msgspec.msgpack.encode((model_name, world_size, shard, fingerprint, cache_salt))
-    return blake3(identity).digest(NAMESPACE_BYTES)
+@dataclass(frozen=True, slots=True)
+class Namespace:
+    """Everything that an object's key stands for but the tokens."""
+
+    model_name: str
+    world_size: int
+    shard: int
+    fingerprint: bytes
+    """Of the layout."""
+    cache_salt: str
+    prefix: bytes = field(init=False, compare=False)
+    """16 bytes that differ whenever one of the above does: the beginning of the keys."""
+
+    def __post_init__(self) -> None:
+        identity = (self.model_name, self.world_size, self.shard, self.fingerprint, self.cache_salt)
+        object.__setattr__(self, "prefix", blake3(msgspec.msgpack.encode(identity)).digest(NAMESPACE_BYTES))
+
+
+namespace = lru_cache(maxsize=16384)(Namespace)
+"""`Namespace`, with those in use kept: every request of a shard names the same one."""
 
 
 def salt_is_valid(cache_salt: str) -> bool:

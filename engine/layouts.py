@@ -16,7 +16,7 @@ from typing import Any, Final, TypeVar
 import msgspec
 from blake3 import blake3
 
-from engine.status import LayoutReport
+from engine.status import KernelGroupReport, LayoutReport
 
 _T = TypeVar("_T")
 
@@ -25,6 +25,8 @@ DESCRIPTOR_VERSION: Final = 1
 FINGERPRINT_BYTES: Final = 16
 MAX_WORLD_SIZE: Final = 4096
 CUDA_HANDLE_ITEMS: Final = 8
+_OBJECT_GROUP: Final = 0
+"""A chunk of one shard is one object, with the blocks of all groups in it."""
 
 ITEM_BYTES: Final = {
     "bool": 1,
@@ -113,6 +115,10 @@ class Form:
     token_dim: int
     name: str
     symbols: str
+    axes: tuple[str, ...]
+    """The dimensions by their short names: NB blocks, NL layers, BS slots, NH heads, HS head size, CS content size."""
+    backend: str
+    """The attention backends that arrange their KV like this."""
     holds_all_layers: bool = False
 
 
@@ -146,6 +152,7 @@ class Layer:
 class Group:
     """Layers whose blocks are named by one list of block ids."""
 
+    engine_group_id: int
     layers: tuple[Layer, ...]
     layer_indices: tuple[int, ...]
     """Which of the registered tensors these layers are, in the same order."""
@@ -234,6 +241,7 @@ def slot_layout(payload: EngineDrivenPayload, chunk_size: int) -> SlotLayout:
             gpu_kv_concrete_shape=None,
             attention_backend=None,
             cache_size_per_token=prod(shape) * item_bytes // chunk_size,
+            kernel_groups=(_slot_group_report(payload, shape, chunk_size),),
         ),
     )
 
@@ -305,22 +313,31 @@ def _form(shape: tuple[int, ...], kv_layout: str) -> Form:
         raise LayoutError(f"kv_layout {kv_layout!r} is unknown; known are {', '.join((*_HEAD_MAJOR, *_TOKEN_MAJOR))}")
     heads_first = kv_layout in _HEAD_MAJOR
     inner = "num_heads, block_size" if heads_first else "block_size, num_heads"
-    short = "NH_BS" if heads_first else "BS_NH"
+    short, pair = ("NH_BS", ("NH", "BS")) if heads_first else ("BS_NH", ("BS", "NH"))
+    order = "HND" if heads_first else "NHD"
     match len(shape):
         case 3:
-            return Form(0, 1, "NL_X_NB_BS_HS", "[num_blocks, block_size, hidden_size]")
+            name, symbols = "NL_X_NB_BS_HS", "[num_blocks, block_size, hidden_size]"
+            return Form(0, 1, name, symbols, ("NB", "BS", "HS"), "MLA")
         case 4:
-            return Form(0, 2 if heads_first else 1, f"NL_X_NB_{short}_TWO_HS", f"[num_blocks, {inner}, 2 * head_size]")
+            name, symbols = f"NL_X_NB_{short}_TWO_HS", f"[num_blocks, {inner}, 2 * head_size]"
+            backend = f"K and V fused, blocks first, {order}"
+            return Form(0, 2 if heads_first else 1, name, symbols, ("NB", *pair, "CS"), backend)
         case 5 if shape[0] == 2:
-            return Form(1, 3 if heads_first else 2, f"NL_X_TWO_NB_{short}_HS", f"[2, num_blocks, {inner}, head_size]")
+            name, symbols = f"NL_X_TWO_NB_{short}_HS", f"[2, num_blocks, {inner}, head_size]"
+            backend = f"FlashAttention, {order}"
+            return Form(1, 3 if heads_first else 2, name, symbols, ("2", "NB", *pair, "HS"), backend)
         case 5 if shape[1] == 2:
-            return Form(0, 3 if heads_first else 2, f"NL_X_NB_TWO_{short}_HS", f"[num_blocks, 2, {inner}, head_size]")
+            name, symbols = f"NL_X_NB_TWO_{short}_HS", f"[num_blocks, 2, {inner}, head_size]"
+            backend = f"FlashInfer, {order}"
+            return Form(0, 3 if heads_first else 2, name, symbols, ("NB", "2", *pair, "HS"), backend)
         case 6 if shape[0] == 2:
-            return Form(1, 4, "NL_X_TWO_NB_NH_ONE_BS_HS", "[2, num_blocks, num_heads, 1, block_size, head_size]")
+            name, symbols = "NL_X_TWO_NB_NH_ONE_BS_HS", "[2, num_blocks, num_heads, 1, block_size, head_size]"
+            return Form(1, 4, name, symbols, ("2", "NB", "NH", "1", "BS", "HS"), "RBLN")
         case 6:
-            return Form(
-                0, 3, "NB_NL_TWO_BS_NH_HS", "[num_blocks, num_layers, 2, block_size, num_heads, head_size]", True
-            )
+            name, symbols = "NB_NL_TWO_BS_NH_HS", "[num_blocks, num_layers, 2, block_size, num_heads, head_size]"
+            axes = ("NB", "NL", "2", "BS", "NH", "HS")
+            return Form(0, 3, name, symbols, axes, "all layers in one tensor", True)
         case _:
             raise LayoutError(f"a tensor of shape {list(shape)} is no known arrangement of KV blocks")
 
@@ -385,7 +402,7 @@ def _group(info: GroupInfo, layers: tuple[Layer, ...], chunk_size: int, infos: i
         raise LayoutError(f"the chunk size {chunk_size} is no multiple of the {tokens} tokens per block of {where}")
     if len({layer.num_blocks for layer in members}) > 1:
         raise LayoutError(f"the layers of {where} differ in their number of blocks")
-    return Group(members, indices, tokens, chunk_size // tokens, members[0].num_blocks)
+    return Group(info.engine_group_id, members, indices, tokens, chunk_size // tokens, members[0].num_blocks)
 
 
 def _check_coverage(groups: Sequence[Group], tensors: int) -> None:
@@ -440,4 +457,58 @@ def _kv_report(groups: Sequence[Group], layers: Sequence[Layer]) -> LayoutReport
         gpu_kv_concrete_shape=f"{per_layer}{list(first.shape)}",
         attention_backend=None,
         cache_size_per_token=sum(x.planes * x.block_bytes // tokens for x, tokens in members),
+        kernel_groups=tuple(_group_report(index, group) for index, group in enumerate(groups)),
     )
+
+
+def _group_report(index: int, group: Group) -> KernelGroupReport:
+    first, form = group.layers[0], group.layers[0].form
+    num_layers = first.shape[1] if form.holds_all_layers else len(group.layers)
+    return KernelGroupReport(
+        kernel_group_idx=index,
+        engine_group_idx=group.engine_group_id,
+        object_group_idx=_OBJECT_GROUP,
+        num_layers=num_layers,
+        layer_indices=group.layer_indices,
+        tokens_per_block=group.tokens_per_block,
+        slots_per_block=first.tokens,
+        dtype=first.dtype,
+        is_mla=len(first.shape) == 3,
+        attention_backend=form.backend,
+        engine_kv_format=_format_name(form.axes),
+        engine_kv_shape=_of_layers("NL", form.axes),
+        engine_kv_concrete_shape=_of_layers("" if form.holds_all_layers else str(num_layers), first.shape),
+    )
+
+
+def _slot_group_report(payload: EngineDrivenPayload, shape: tuple[int, ...], chunk_size: int) -> KernelGroupReport:
+    """An engine that copies by itself tells the arrangement of its chunk objects only, so that is what is shown."""
+    axes = ("NL", "CHUNK", "HS") if payload.use_mla else ("2", "NL", "CHUNK", "HS")
+    return KernelGroupReport(
+        kernel_group_idx=0,
+        engine_group_idx=0,
+        object_group_idx=_OBJECT_GROUP,
+        num_layers=payload.num_layers,
+        layer_indices=(),
+        tokens_per_block=payload.block_size,
+        slots_per_block=shape[-2] * payload.block_size // chunk_size,
+        dtype=payload.dtype_str,
+        is_mla=payload.use_mla,
+        attention_backend=None,
+        engine_kv_format=_format_name(axes),
+        engine_kv_shape=_bracketed(axes),
+        engine_kv_concrete_shape=_bracketed(shape),
+    )
+
+
+def _format_name(axes: Sequence[str]) -> str:
+    words = "_".join({"1": "ONE", "2": "TWO"}.get(axis, axis) for axis in axes)
+    return words if "NL" in axes else f"NL_X_{words}"
+
+
+def _of_layers(layers: str, axes: Sequence[object]) -> str:
+    return _bracketed(axes) if not layers or layers in axes else f"{layers} x {_bracketed(axes)}"
+
+
+def _bracketed(axes: Sequence[object]) -> str:
+    return f"[{', '.join(map(str, axes))}]"

@@ -44,7 +44,7 @@ class Lending:
         worker, layout, chunks = self._resolve(message.instance_id, message.key)
         if chunks.range in worker.reservations:
             raise RefusedError("the same range is being stored already by this worker")
-        reserved = reserve_missing(self._cache, chunks, layout.object_bytes)
+        reserved = reserve_missing(self._cache, chunks, layout.object_bytes, event.now)
         if reserved:
             entries = [entry for _, entry in reserved]
             reservation = Reservation(entries, chunks.suffix_first, event.now, event.received)
@@ -118,7 +118,7 @@ class Lending:
             for reservation in worker.reservations.values():
                 if now - reservation.since > reservation_ttl:
                     for entry in reservation.entries:
-                        self._cache.doom(entry)
+                        self._cache.doom(entry, "expired")
 
     def _resolve(self, instance_id: int, key: Key) -> tuple[Worker, SlotLayout, Chunks]:
         worker = self._workers.get(instance_id)

@@ -2,15 +2,53 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
+from typing import Final, NamedTuple, get_args
 
 from engine.keys import namespace
 from engine.l1.cache import Entry, L1Cache
 from engine.prompts import Prompts, RefusedError
-from engine.sessions import Session, Sessions, give_back
+from engine.sessions import Session, Sessions
 from engine.settings import Liveness
+from engine.status import MissReason
 from engine.wire.messages import Key
 from engine.workers import Workers
+
+# An incomplete chunk is no miss: what lookups ask for are complete ones.
+_COUNTED: Final = tuple(reason for reason in get_args(MissReason) if reason != "chunk_incomplete")
+
+
+class Prefix(NamedTuple):
+    """The leading chunks of a prompt that are there."""
+
+    entries: list[Entry]
+    """Chunk by chunk, those of every namespace."""
+    missing: bytes | None
+    """Key of the first object that is not there; None if all are."""
+
+
+def prefixes(model_name: str, world_size: int, cache_salt: str, fingerprints: Iterable[bytes]) -> list[bytes]:
+    """The prefixes of all namespaces in which a chunk has to be present to be a hit."""
+    return [
+        namespace(model_name, world_size, shard, fingerprint, cache_salt).prefix
+        for fingerprint in fingerprints
+        for shard in range(world_size)
+    ]
+
+
+def longest_prefix(cache: L1Cache, spaces: list[bytes], hashes: Iterable[bytes]) -> Prefix:
+    """The leading chunks that are present in every namespace."""
+    found: list[Entry] = []
+    find = cache.find
+    for hash_ in hashes:
+        row = []
+        for space in spaces:
+            entry = find(space + hash_)
+            if entry is None:
+                return Prefix(found, space + hash_)
+            row.append(entry)
+        found += row
+    return Prefix(found, None)
 
 
 class Lookups:
@@ -19,6 +57,7 @@ class Lookups:
     def __init__(self, cache: L1Cache, sessions: Sessions, workers: Workers, prompts: Prompts) -> None:
         self.hit_chunks = 0
         self.missed_chunks = 0
+        self.missed_lookups: dict[MissReason, int] = dict.fromkeys(_COUNTED, 0)
         self.requests = 0
         self.without_workers = 0
         self.without_chunks = 0
@@ -41,17 +80,20 @@ class Lookups:
         if not fingerprints:
             self.requests += 1
             self.without_workers += 1
+            self.missed_lookups["layout_unknown"] += 1
             return
         chunks, hashes = self._prompts.prefix(key)
         spaces = self._namespaces(key, fingerprints)
-        found = self._longest_prefix(spaces, hashes)
-        session.hits = len(found) // len(spaces)
-        self._lease(session, found, max(1, key.num_kv_readers))
+        prefix = longest_prefix(self._cache, spaces, hashes)
+        session.hits = len(prefix.entries) // len(spaces)
+        self._lease(session, prefix.entries, max(1, key.num_kv_readers))
         self.requests += 1
         self.without_chunks += not chunks
-        self.hit_objects += len(found)
+        self.hit_objects += len(prefix.entries)
         self.hit_chunks += session.hits
         self.missed_chunks += chunks - session.hits
+        if prefix.missing is not None:
+            self.missed_lookups[self._cache.miss_reason(prefix.missing)] += 1
 
     def collect(self, client: bytes, request_id: str) -> int:
         """The number of leading chunks found, once; 0 afterwards and for unknown requests."""
@@ -99,33 +141,17 @@ class Lookups:
 
     @staticmethod
     def _namespaces(key: Key, fingerprints: Iterable[bytes]) -> list[bytes]:
-        return [
-            namespace(key.model_name, key.world_size, shard, fingerprint, key.cache_salt)
-            for fingerprint in fingerprints
-            for shard in range(key.world_size)
-        ]
-
-    def _longest_prefix(self, spaces: list[bytes], hashes: Iterator[bytes]) -> list[Entry]:
-        """The objects of the leading chunks that are present in every namespace, chunk by chunk."""
-        found: list[Entry] = []
-        find = self._cache.find
-        for hash_ in hashes:
-            row = []
-            for space in spaces:
-                entry = find(space + hash_)
-                if entry is None:
-                    return found
-                row.append(entry)
-            found += row
-        return found
+        return prefixes(key.model_name, key.world_size, key.cache_salt, fingerprints)
 
     def _lease(self, session: Session, found: list[Entry], readers: int) -> None:
         for entry in found:
             self._cache.lease(entry, readers)
-            session.leases[entry.key] = (entry, readers)
+        session.grant(found, readers)
         session.suffix_first = [entry.key for entry in reversed(found)]
 
     def _end_leases(self, session: Session, keys: list[bytes]) -> None:
-        for entry, count in give_back(session, reversed(keys)):
-            self._cache.release(entry, count)
+        for key in reversed(keys):
+            held = session.give_back(key)
+            if held is not None:
+                self._cache.release(*held)
         self._cache.touch(session.suffix_first)

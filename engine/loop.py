@@ -13,13 +13,16 @@ from typing import Any, Final
 
 import zmq
 
-from engine.commands import Command
+from engine.commands import A, Command
 from engine.core import Engine
-from engine.errors import EngineStoppedError
+from engine.errors import EngineError, EngineStoppedError
 from engine.events import (
     CommandAsked,
     CommandDone,
+    Continue,
+    Continued,
     Copy,
+    Discard,
     Effect,
     Event,
     Map,
@@ -106,9 +109,9 @@ class EngineLoop:
         self.published: tuple[float, StatusReport] = (self._looked, self._report())
         """When the newest report was made, and the report. Replaced as a whole by the engine thread."""
 
-    def ask(self, command: Command) -> Future[Any]:
-        """Has a command carried out; what the future holds then is in the command's docstring."""
-        ticket, future = next(self._tickets), Future[Any]()
+    def ask(self, command: Command[A]) -> Future[A]:
+        """Has a command carried out; the future holds its answer, or what it raised."""
+        ticket, future = next(self._tickets), Future[A]()
         self._waiting[ticket] = future
         self._mailbox.post(CommandAsked(self._clock(), ticket, command))
         if self._stop.is_set():
@@ -150,7 +153,7 @@ class EngineLoop:
     def _step(self) -> None:
         looked, self._looked = self._looked, self._clock()
         for event in self._mailbox.take():
-            self._perform(self._engine.handle(event))
+            self._handle(event)
         for incoming in self._router.receive(_BATCH):
             self._serve(incoming, looked)
         now = self._clock()
@@ -158,6 +161,20 @@ class EngineLoop:
             self._next_tick = now + _TICK_SECONDS
             self._perform(self._engine.handle(Tick(now)))
         self.published = (now, self._report())
+
+    def _handle(self, event: Event) -> None:
+        """A refused command is its asker's business, and so is a defect that one meets."""
+        if not isinstance(event, CommandAsked):
+            self._perform(self._engine.handle(event))
+            return
+        try:
+            self._perform(self._engine.handle(event))
+        except Exception as error:
+            if not isinstance(error, EngineError):
+                logger.exception("a defect: %s could not be carried out", type(event.command).__name__)
+            future = self._waiting.pop(event.ticket, None)
+            if future is not None and future.set_running_or_notify_cancel():
+                future.set_exception(error)
 
     def _serve(self, incoming: Incoming, looked: float) -> None:
         """A defect that one request meets must not take the other clients down with it."""
@@ -177,10 +194,12 @@ class EngineLoop:
             match effect:
                 case Reply():
                     self._router.reply(effect.to, effect.value)
-                case Copy() | Map() | Unmap():
+                case Copy() | Map() | Unmap() | Discard():
                     self._transfers.submit(effect)
                 case CommandDone():
                     self._answer(effect)
+                case Continue():
+                    self._mailbox.post(Continued(self._clock()))
                 case Warn():
                     self._router.warn(effect.text)
 
@@ -190,10 +209,15 @@ class EngineLoop:
             future.set_result(done.answer)
 
     def _finish(self) -> None:
-        """A client has no time limit for some replies: nobody is left without one."""
-        self._transfers.stop()
+        """A client has no time limit for some replies: nobody is left without one.
+
+        Unless the transfer thread is stuck. It may still write into a client's blocks, and a client that is answered
+        gives them to somebody else; it will miss the server instead, once the process has ended.
+        """
+        if not self._transfers.stop():
+            return
         for event in self._mailbox.take():
-            self._perform(self._engine.handle(event))
+            self._handle(event)
         self._perform(self._engine.handle(TransfersEnded(self._clock(), "the server is stopping")))
 
     def _report(self) -> StatusReport:

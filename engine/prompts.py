@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from engine.hashing import BadTokensError, ChunkHasher, TokenArray
-from engine.keys import namespace, salt_is_valid
+from engine.keys import Namespace, namespace, salt_is_valid
 from engine.wire.messages import Key
 from engine.workers import Range, Worker
 
@@ -19,7 +19,7 @@ class RefusedError(Exception):
 class Chunks:
     """A range of one shard's chunks, with all chunks before it."""
 
-    namespace: bytes
+    namespace: Namespace
     keys: list[bytes]
     """Object keys from the first chunk of the prompt to the last of the range."""
     first: int
@@ -41,7 +41,7 @@ class Chunks:
 
     @property
     def range(self) -> Range:
-        return Range(self.namespace, self.first, len(self.keys), self.keys[-1] if self.keys else b"")
+        return Range(self.namespace.prefix, self.first, len(self.keys), self.keys[-1] if self.keys else b"")
 
 
 class Prompts:
@@ -70,7 +70,7 @@ class Prompts:
             raise RefusedError(f"[{key.start}, {key.end}) is no range of chunks of {size} tokens")
         tokens = self._tokens(key)
         space = namespace(key.model_name, key.world_size, shard, layout.fingerprint, key.cache_salt)
-        keys = [space + hash_ for hash_ in self._hashes(tokens, key.end // size)]
+        keys = [space.prefix + hash_ for hash_ in self._hashes(tokens, key.end // size)]
         return Chunks(space, keys, key.start // size)
 
     def _tokens(self, key: Key) -> TokenArray:

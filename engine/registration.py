@@ -248,7 +248,7 @@ def _worker(
     frames: tuple[bytes, ...],
 ) -> Worker:
     mode: TransferMode = "engine_driven" if isinstance(layout, SlotLayout) else "lmcache_driven"
-    return Worker(instance_id, model_name, world_size, mode, layout, "ready", now, frames=frames)
+    return Worker(instance_id, model_name, world_size, mode, layout, "ready", now, now, frames=frames)
 
 
 def _check_world_size(world_size: int) -> None:

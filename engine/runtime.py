@@ -8,14 +8,17 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import CancelledError
+from contextlib import suppress
 from dataclasses import replace
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
 
-from engine.commands import ClearAll, Command
-from engine.errors import EngineStoppedError, EngineTimeoutError, StartError
+from engine.answers import LookReport
+from engine.commands import A, ChangePolicy, Command, Drain, Grow, Look, Question, Shrink, StopShrinking
+from engine.errors import EngineStoppedError, EngineStuckError, EngineTimeoutError, NoMemoryError, StartError
+from engine.health import MonitorReport
 from engine.settings import EngineSettings
-from engine.status import Cleared, StatusReport
+from engine.status import StatusReport
 
 if TYPE_CHECKING:
     import zmq
@@ -25,8 +28,11 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_SILENCE_SECONDS: Final = 5.0
-"""Age of the newest report at which the engine thread counts as stuck; it makes one each second at least."""
+_ANSWER_SECONDS: Final = 10.0
+"""The engine thread answers between two batches of requests; far longer than that means it is stuck."""
+_FIRST_PASS_SECONDS: Final = 5.0
+_STOP_SECONDS: Final = 10.0
+"""For the engine thread to end; it waits for the transfer thread itself."""
 
 
 class Runtime:
@@ -42,7 +48,7 @@ class Runtime:
         on_death: Callable[[BaseException], None],
         progress: Callable[[int], None] = lambda done: None,
     ) -> None:
-        """Allocates L1, binds the data plane, starts the threads; returns when they serve.
+        """Allocates L1, binds the data plane, starts the threads; returns when the monitor finds them alive.
 
         `progress` is called with the bytes of L1 allocated so far; what it raises ends the start. Raises StartError.
         """
@@ -50,64 +56,74 @@ class Runtime:
         import zmq
 
         from engine.core import Engine
-        from engine.l1.arena import Arena
+        from engine.l1.arena import PREFIX, Arena, remove_leftovers
         from engine.l1.cache import L1Cache
         from engine.loop import EngineLoop, Mailbox
+        from engine.monitor import Monitor
         from engine.transfer.torch_copier import TorchCopier
         from engine.transfer.worker import TransferWorker
         from engine.wire.messages import RegisterEngineDrivenReply
 
         self._on_death = on_death
+        self._chunk_size = settings.chunk_size
         policy = _policy(settings.eviction_policy)
         self._context = zmq.Context()
         router = _bind(self._context, settings)
         try:
-            name = f"kvkeep_l1_{os.getpid()}_{os.urandom(4).hex()}"
-            self._arena = Arena(name, settings.l1_size, progress)
+            for left in remove_leftovers():
+                logger.warning("removed /dev/shm/%s, which a killed server had left behind", left)
+            name = f"{PREFIX}{os.getpid()}_{os.urandom(4).hex()}"
+            self._arena = Arena(name, settings.l1_size, settings.l1_max_size, progress)
         except BaseException:
             router.close()
             self._context.term()
             raise
         self.endpoint: Final = router.endpoint
         """Where the data plane listens, with the real port: `tcp://127.0.0.1:5555`."""
-        pool = RegisterEngineDrivenReply(self._arena.name, self._arena.size)
+        pool = RegisterEngineDrivenReply(self._arena.name, self._arena.length)
         engine = Engine(settings, L1Cache(settings.l1_size, policy), pool)
         self._mailbox = Mailbox()
-        transfers = TransferWorker(TorchCopier(self._arena.bytes, time.monotonic), self._mailbox.post, time.monotonic)
-        self._loop = EngineLoop(engine, router, self._mailbox, transfers, time.monotonic)
+        copier = TorchCopier(self._arena.bytes, time.monotonic)
+        self._transfers = TransferWorker(copier, self._arena.discard, self._mailbox.post, time.monotonic)
+        self._loop = loop = EngineLoop(engine, router, self._mailbox, self._transfers, time.monotonic)
         self._thread = threading.Thread(target=self._run, name="engine")
+        self._monitor = Monitor(
+            self.endpoint, self._thread.is_alive, lambda: loop.published[0], self._transfers, time.monotonic
+        )
         self._stopped = False
-        transfers.start()
+        self._tuning = threading.Lock()
+        """Held while L1 is being resized."""
+        self._transfers.start()
         self._thread.start()
+        self._monitor.start()
+        self._await_first_pass()
 
     def status(self) -> StatusReport:
-        """The newest report. Raises EngineStoppedError once the engine has ended."""
+        """The newest report, with what the monitor finds wrong. Raises EngineStoppedError once the engine has ended."""
         if not self._thread.is_alive():
             raise EngineStoppedError("the engine thread has ended")
-        made, report = self._loop.published
-        age = time.monotonic() - made
-        if age < _SILENCE_SECONDS:
-            return report
-        problem = f"the engine thread has not reported for {age:.0f} seconds"
-        return replace(report, is_healthy=False, problems=(*report.problems, problem))
+        report = self._loop.published[1]
+        failing = self.checks().failing(liveness_only=True)
+        found = tuple(str(check) for check in failing if check.detail not in report.problems)
+        return replace(report, is_healthy=False, problems=(*report.problems, *found)) if found else report
 
-    def clear(self, timeout: float) -> Cleared:
-        """Makes everything in L1 invisible. Raises EngineTimeoutError, EngineStoppedError."""
-        cleared: Cleared = self._ask(ClearAll(), timeout)
-        return cleared
+    def checks(self) -> MonitorReport:
+        """Every check and every loop, as the monitor found them last. Never raises."""
+        return self._monitor.report()
 
-    def stop(self) -> None:
-        """Ends the threads in order and frees the shared memory. A second call does nothing."""
-        if self._stopped:
-            return
-        self._stopped = True
-        self._loop.stop()
-        self._thread.join()
-        self._context.term()
-        self._mailbox.close()
-        self._arena.close()
+    def watch(self, name: str, is_alive: Callable[[], str | None]) -> None:
+        """Makes the life of a loop of the service part of the check `loops`.
 
-    def _ask(self, command: Command, timeout: float) -> Any:
+        `is_alive` tells why the loop is not, None if it is. The monitor's thread calls it a few times a second, so it
+        must only look.
+        """
+        self._monitor.watch(name, is_alive)
+
+    def ask(self, command: Command[A], timeout: float) -> A:
+        """Has a command carried out between two requests.
+
+        Raises EngineTimeoutError, after which it may still be carried out, EngineStoppedError, and what it raises.
+        """
         if not self._thread.is_alive():
             raise EngineStoppedError("the engine thread has ended")
         try:
@@ -116,6 +132,81 @@ class Runtime:
             raise EngineTimeoutError(f"the engine did not answer within {timeout:g} seconds") from None
         except CancelledError:
             raise EngineStoppedError("the engine is stopping") from None
+
+    def look(self, question: Question, timeout: float) -> LookReport:
+        """What a lookup of these tokens would find now. Raises as `ask` does, and AmbiguousError."""
+        from engine.hashing import hash_tokens
+
+        # NOTE: Hashed here rather than on the engine thread, which would serve nobody meanwhile.
+        hashes = tuple(hash_tokens(question.tokens, self._chunk_size))
+        spare = len(question.tokens) % self._chunk_size
+        look = Look(question.model_name, question.world_size, question.cache_salt, hashes, spare)
+        return self.ask(look, timeout)
+
+    def resize_l1(self, size: int) -> None:
+        """Changes the capacity of L1 to `size` bytes, and returns when it is in force.
+
+        Growing allocates the memory first, which takes a while; engines are served meanwhile. Shrinking puts nothing
+        behind the new size any more, evicts what lies there, and gives the memory back when what was in use there has
+        ended. Raises NoMemoryError, and then changes nothing; EngineTimeoutError, EngineStoppedError.
+        """
+        if size > self._arena.length:
+            raise NoMemoryError(f"L1 cannot be grown beyond {self._arena.length} bytes (l1.max_size) without a restart")
+        with self._tuning:
+            present = self.ask(StopShrinking(), _ANSWER_SECONDS)
+            if size > present:
+                self._arena.grow(present, size)
+                self.ask(Grow(size), _ANSWER_SECONDS)
+            elif size < present:
+                self.ask(Shrink(size), _ANSWER_SECONDS)
+
+    def change_policy(self, name: str) -> None:
+        """Lets another eviction policy rank what is cached.
+
+        Raises StartError if there is none of that name; EngineTimeoutError, EngineStoppedError.
+        """
+        self.ask(ChangePolicy(name, _policy(name)), _ANSWER_SECONDS)
+
+    def drain(self, timeout: float) -> None:
+        """From now on lookups find nothing and stores are skipped as done, so that running transfers run out.
+
+        Raises EngineTimeoutError, EngineStoppedError.
+        """
+        self.ask(Drain(), timeout)
+
+    def stop(self) -> None:
+        """Ends the threads in order and frees the shared memory. A second call does nothing.
+
+        Raises EngineStuckError, in bounded time, if a thread does not end; the name of the shared memory is removed all
+        the same. The process should then end without waiting for its threads; another call tries once more.
+        """
+        if self._stopped:
+            return
+        stuck = [] if self._monitor.stop() else ["monitor"]
+        self._loop.stop()
+        self._thread.join(_STOP_SECONDS)
+        if self._thread.is_alive():
+            stuck.append("engine")
+        else:
+            self._context.term()
+        if not self._transfers.stop():
+            stuck.append("transfer")
+        if stuck:
+            self._arena.unlink()
+            raise EngineStuckError(f"threads that do not end: {', '.join(stuck)}")
+        self._stopped = True
+        self._mailbox.close()
+        self._arena.close()
+
+    def _await_first_pass(self) -> None:
+        failed = self._monitor.first_pass(_FIRST_PASS_SECONDS)
+        if not failed:
+            return
+        # NOTE: What does not come to life may not end either; the check that fails is what the operator needs to read.
+        with suppress(EngineStuckError):
+            self.stop()
+        found = "; ".join(f"{check.name}: {check.detail or 'no answer yet'}" for check in failed)
+        raise StartError(f"the engine does not come to life within {_FIRST_PASS_SECONDS:g} seconds: {found}")
 
     def _run(self) -> None:
         try:

@@ -9,12 +9,23 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from engine.l1.cache import Entry
+from engine.roster import Page, Roster
 
 
 class Session:
     """One request of one scheduler. Request ids are unique within a connection only, so that is part of it."""
 
-    __slots__ = ("client", "collected", "hits", "leases", "opened", "request_id", "suffix_first")
+    __slots__ = (
+        "client",
+        "collected",
+        "hits",
+        "leased_bytes",
+        "leases",
+        "opened",
+        "request_id",
+        "seat",
+        "suffix_first",
+    )
 
     def __init__(self, client: bytes, request_id: str, opened: float) -> None:
         self.client = client
@@ -27,8 +38,36 @@ class Session:
         """The scheduler has been told."""
         self.leases: dict[bytes, tuple[Entry, int]] = {}
         """By object key: the object, and how many readers may still come."""
+        self.leased_bytes = 0
+        """Of the objects in `leases`."""
+        self.seat = -1
         self.suffix_first: list[bytes] = []
         """Keys of all objects found, last chunk first: the order in which they are touched."""
+
+    def grant(self, entries: Iterable[Entry], readers: int) -> None:
+        """The request holds this many leases on each of the objects from now on."""
+        for entry in entries:
+            self.leases[entry.key] = (entry, readers)
+            self.leased_bytes += entry.size
+
+    def give_back(self, key: bytes) -> tuple[Entry, int] | None:
+        """Takes all that is left of a lease out of the session: the object, and how many leases."""
+        held = self.leases.pop(key, None)
+        if held is not None:
+            self.leased_bytes -= held[0].size
+        return held
+
+    def take(self, key: bytes) -> Entry | None:
+        """Takes one of the leases on an object out of the session."""
+        held = self.leases.get(key)
+        if held is None:
+            return None
+        entry, count = held
+        if count > 1:
+            self.leases[key] = (entry, count - 1)
+        else:
+            self.give_back(key)
+        return entry
 
 
 class Sessions:
@@ -37,6 +76,7 @@ class Sessions:
     def __init__(self) -> None:
         self._sessions: dict[tuple[bytes, str], Session] = {}
         self._by_request: dict[str, list[Session]] = {}
+        self._roster = Roster[Session]()
 
     def __len__(self) -> int:
         return len(self._sessions)
@@ -44,15 +84,21 @@ class Sessions:
     def __iter__(self) -> Iterator[Session]:
         return iter(self._sessions.values())
 
+    def page(self, seat: int, count: int) -> Page[Session]:
+        """The sessions on `count` seats."""
+        return self._roster.page(seat, count)
+
     def get(self, client: bytes, request_id: str) -> Session | None:
         return self._sessions.get((client, request_id))
 
     def add(self, session: Session) -> None:
         self._sessions[session.client, session.request_id] = session
+        session.seat = self._roster.add(session)
         self._by_request.setdefault(session.request_id, []).append(session)
 
     def remove(self, session: Session) -> None:
         del self._sessions[session.client, session.request_id]
+        self._roster.remove(session.seat)
         others = self._by_request[session.request_id]
         others.remove(session)
         if not others:
@@ -67,24 +113,9 @@ class Sessions:
         sessions = self._by_request.get(request_id)
         if sessions is None or len(sessions) > 1:
             return None
-        held = sessions[0].leases.get(key)
-        return None if held is None else _take_one(sessions[0], key, held)
+        return sessions[0].take(key)
 
     def held(self, request_id: str, key: bytes) -> Entry | None:
         """The object, if a request of this id holds a lease on it."""
         sessions = self._by_request.get(request_id, ())
         return next((session.leases[key][0] for session in sessions if key in session.leases), None)
-
-
-def give_back(session: Session, keys: Iterable[bytes]) -> list[tuple[Entry, int]]:
-    """Takes all that is left of these leases out of the session: (object, count)."""
-    return [held for key in keys if (held := session.leases.pop(key, None)) is not None]
-
-
-def _take_one(session: Session, key: bytes, held: tuple[Entry, int]) -> Entry:
-    entry, count = held
-    if count > 1:
-        session.leases[key] = (entry, count - 1)
-    else:
-        del session.leases[key]
-    return entry

@@ -47,5 +47,9 @@ class EngineSettings:
     hash_algorithm: str = "blake3"
     liveness: Liveness = field(default_factory=Liveness)
     l1_size: int = GIB
+    l1_max_size: int | None = None
+    """How far L1 can be grown while it runs; None stands for `l1_size`."""
     eviction_policy: str = "lru"
     l2: tuple[L2Settings, ...] = ()
+    drain_timeout: float = 10.0
+    """How long a stop waits for running transfers."""

@@ -10,7 +10,7 @@ from engine.sessions import Sessions
 
 
 def reserve_missing(
-    cache: L1Cache, chunks: Chunks, object_bytes: int, skip: Collection[int] = ()
+    cache: L1Cache, chunks: Chunks, object_bytes: int, now: float, skip: Collection[int] = ()
 ) -> list[tuple[int, Entry]]:
     """Reserves a slot for each chunk of the range that is neither there nor being written: (index in the range, slot).
 
@@ -24,9 +24,9 @@ def reserve_missing(
     reserved: list[tuple[int, Entry]] = []
     try:
         for index, key in wanted:
-            reserved.append((index, cache.reserve(key, object_bytes)))
+            reserved.append((index, cache.reserve(key, object_bytes, chunks.namespace, now)))
     except NoSpaceError:
-        cache.counters.refused_objects += len(wanted) - len(reserved)
+        cache.refuse(key for _, key in wanted[len(reserved) :])
     for entry in prefix:
         cache.release(entry)
     return reserved

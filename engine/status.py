@@ -10,6 +10,51 @@ from engine.histogram import HistogramReport
 TransferDirection = Literal["store", "retrieve"]
 TransferMode = Literal["lmcache_driven", "engine_driven"]
 WorkerState = Literal["mapping", "ready", "unsupported", "broken"]
+MissReason = Literal[
+    "never_stored",
+    "evicted",
+    "expired",
+    "cleared",
+    "quarantined",
+    "being_written",
+    "refused",
+    "chunk_incomplete",
+    "layout_unknown",
+    "not_remembered",
+]
+"""Why a chunk is not there.
+
+`refused`: no room could be made for it. `expired`: its time was over, or its writer's was. `layout_unknown`: no worker
+of the model is ready, so nothing can be promised. `not_remembered`: it was there once, and why it is not is forgotten.
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class KernelGroupReport:
+    """Layers of one worker that lie alike and share block ids."""
+
+    kernel_group_idx: int
+    """Its place among the worker's groups."""
+    engine_group_idx: int
+    """The engine's own number for the block ids."""
+    object_group_idx: int
+    """Which object of a chunk holds it."""
+    num_layers: int
+    layer_indices: tuple[int, ...]
+    """Which of the registered tensors; empty where the transfer mode does not tell."""
+    tokens_per_block: int
+    slots_per_block: int
+    """Places for tokens in a block of the tensors; fewer than its tokens where the engine compresses them."""
+    dtype: str
+    is_mla: bool
+    attention_backend: str | None
+    """Whose arrangement it is, told from the shape; None where the transfer mode does not tell."""
+    engine_kv_format: str
+    """Name of the arrangement, such as NL_X_NB_NH_BS_CS."""
+    engine_kv_shape: str
+    """The arrangement in symbols, such as `NL x [NB, NH, BS, CS]`."""
+    engine_kv_concrete_shape: str
+    """The same with numbers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +78,8 @@ class LayoutReport:
     attention_backend: str | None
     cache_size_per_token: int | None
     """Bytes per token over all layers."""
+    kernel_groups: tuple[KernelGroupReport, ...] = ()
+    """Empty for a registration that could not be understood."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +119,8 @@ class L1Report:
     refused_objects: int
     """Objects not stored because no room could be made."""
     cleared_objects: int
+    missed_lookups: tuple[tuple[MissReason, int], ...]
+    """Lookups that did not find all they asked for, by the reason of the first chunk that was not there."""
     absent_reads: int
     """Objects that retrieves wanted and that were not there."""
     unready_reads: int
@@ -142,7 +191,7 @@ class StatusReport:
     active_prefetch_jobs: int
     running_transfers: int
     skipped_stores: int
-    """Stores of unsupported workers: answered as done, and nothing was stored."""
+    """Stores of unsupported workers, and stores while the server drains: answered as done, and nothing was stored."""
     failed_requests: int
     """Requests answered with their failure value because they could not be decoded or did not fit."""
     dropped_messages: int

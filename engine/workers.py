@@ -62,6 +62,7 @@ class Worker:
     mode: TransferMode
     layout: KVLayout | SlotLayout | None
     state: WorkerState
+    registered: float
     last_seen: float
     problem: str | None = None
     frames: tuple[bytes, ...] = ()

@@ -6,21 +6,26 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Sequence
-from queue import SimpleQueue
+import threading
+from collections.abc import Callable, Sequence
+from queue import Empty, SimpleQueue
 from types import FrameType
+from typing import NoReturn
 
 from engine import GIB, Runtime, l2_types, policy_names
-from service import assets, cli, commands
+from service import assets, cli, commands, probes, stopping
+from service.access import AccessControl, exposures
 from service.app import App, create_app
 from service.context import Context
 from service.contract import ContractError
 from service.document import Document, DocumentError
-from service.engine_slot import EngineSlot
 from service.http_server import HttpServer, ListenError
+from service.lifecycle import Lifecycle
+from service.logs import Logs
 from service.problems import ConfigError
 from service.schema import Schema, compare_modules, load_schema
 from service.settings import Settings, load_settings
+from service.systemd import Notifier
 
 STOPPED, FAILED, REFUSED = 0, 1, 2
 
@@ -46,23 +51,39 @@ def main(argv: Sequence[str], *, validate_responses: bool = False) -> int:
         if arguments.command == "show-config":
             print("\n".join(commands.show_config(settings)))
             return STOPPED
-        slot = EngineSlot()
-        app = create_app(Context(slot.get, Document.load(assets.openapi_path())), validate_responses=validate_responses)
+        lifecycle, logs = Lifecycle(), Logs(settings.log.level)
+        document, access = Document.load(assets.openapi_path()), AccessControl(settings.http.policy)
+        context = Context(lifecycle.engine, document, lifecycle, access, logs)
+        app = create_app(context, validate_responses=validate_responses)
     except (ConfigError, ContractError, DocumentError) as error:
         print(f"kvkeep does not start.\n{error}", file=sys.stderr)
         return REFUSED
-    return _serve(settings, app, slot)
+    with logs.written(sys.stderr, settings.log.format):
+        return _serve(settings, app, lifecycle)
 
 
 def run() -> None:
     """The console script."""
-    sys.exit(main(sys.argv[1:]))
+    leave(main(sys.argv[1:]))
+
+
+def leave(code: int) -> NoReturn:
+    """Ends the process, also where a thread does not end: the interpreter would wait for it for ever."""
+    stuck = [each.name for each in threading.enumerate() if not each.daemon and each is not threading.main_thread()]
+    if not stuck:
+        sys.exit(code)
+    log.critical("leaving threads behind that do not end: %s", ", ".join(stuck))
+    logging.shutdown()
+    sys.stdout.flush()
+    os._exit(FAILED)
 
 
 def _check_config(schema: Schema, file: str) -> int:
-    problems = commands.check_config(schema, file, os.environ)
-    print("\n".join(problems) or f"{file}: ok")
-    return REFUSED if problems else STOPPED
+    checked = commands.check_config(schema, file, os.environ)
+    print("\n".join(checked.problems) or f"{file}: ok")
+    for warning in checked.warnings:
+        print(f"warning: {warning}", file=sys.stderr)
+    return REFUSED if checked.problems else STOPPED
 
 
 def _refuse_unknown_modules(schema: Schema) -> None:
@@ -71,8 +92,7 @@ def _refuse_unknown_modules(schema: Schema) -> None:
         raise ContractError(differences)
 
 
-def _serve(settings: Settings, app: App, slot: EngineSlot) -> int:
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+def _serve(settings: Settings, app: App, lifecycle: Lifecycle) -> int:
     sys.setswitchinterval(SWITCH_INTERVAL)
     stops: Stops = SimpleQueue()
     _catch_signals(stops)
@@ -81,31 +101,62 @@ def _serve(settings: Settings, app: App, slot: EngineSlot) -> int:
     except ListenError as error:
         print(f"kvkeep does not start.\n{error}", file=sys.stderr)
         return FAILED
+    for warning in (*settings.warnings, *exposures(settings.http.policy, http.host, settings.engine.host)):
+        log.warning("%s", warning)
     http.start()
     try:
-        return _serve_engine(settings, http, slot, stops)
+        return _serve_engine(settings, http, lifecycle, stops)
     finally:
         http.stop()
 
 
-def _serve_engine(settings: Settings, http: HttpServer, slot: EngineSlot, stops: Stops) -> int:
+def _serve_engine(settings: Settings, http: HttpServer, lifecycle: Lifecycle, stops: Stops) -> int:
+    notifier = Notifier(os.environ)
+    progress = StartProgress(settings.engine.l1_size, stops, lifecycle.allocated)
     try:
-        engine = Runtime(settings.engine, stops.put, StartProgress(settings.engine.l1_size, stops))
+        engine = Runtime(settings.engine, stops.put, progress)
     except StoppedError:
+        _begin_to_stop(lifecycle, notifier)
         return _exit_code(stops.get())
     # NOTE: Whatever it is, it must be seen by probes and in the log rather than end the process; HTTP stays up, so
     # that probes tell of the failure until somebody decides.
-    except Exception:
+    except Exception as error:
         log.exception("the engine could not be initialised; HTTP goes on answering that it is not there")
+        lifecycle.fail(error)
+        notifier.status(f"failed: {lifecycle.state.failure}")
         stops.get()
+        _begin_to_stop(lifecycle, notifier)
         return FAILED
-    slot.fill(engine)
+    lifecycle.run(engine)
     try:
         print(f"kvkeep ready {engine.endpoint} {http.url}", flush=True)
-        return _exit_code(stops.get())
+        notifier.ready(f"serving {engine.endpoint} {http.url}")
+        reason = _next_stop(stops, notifier, lifecycle)
+        if isinstance(reason, BaseException):
+            lifecycle.fail(reason)
+        else:
+            _begin_to_stop(lifecycle, notifier)
+            stopping.drain(engine, settings.engine.drain_timeout, lambda: not stops.empty())
     finally:
-        slot.empty()
-        engine.stop()
+        stopped = stopping.stop(engine)
+    return _exit_code(reason) if stopped else FAILED
+
+
+def _next_stop(stops: Stops, notifier: Notifier, lifecycle: Lifecycle) -> int | BaseException:
+    """Waits for a reason to stop, and meanwhile tells the watchdog that all is well, as long as it is."""
+    while True:
+        state = lifecycle.state
+        if notifier.watchdog_interval is not None and not probes.live(state, state.report()):
+            notifier.alive()
+        try:
+            return stops.get(timeout=notifier.watchdog_interval)
+        except Empty:
+            continue
+
+
+def _begin_to_stop(lifecycle: Lifecycle, notifier: Notifier) -> None:
+    lifecycle.stop()
+    notifier.stopping("stopping")
 
 
 class StoppedError(Exception):
@@ -115,15 +166,18 @@ class StoppedError(Exception):
 class StartProgress:
     """Logs how far the allocation of L1 is, a tenth at a time, and gives the start up when a stop is asked for."""
 
-    def __init__(self, size: int, stops: Stops) -> None:
+    def __init__(self, size: int, stops: Stops, tell: Callable[[float], None]) -> None:
+        """`tell` takes the part that is allocated, 0 to 1."""
         self._size = size
         self._stops = stops
+        self._tell = tell
         self._tenths = 0
 
     def __call__(self, done: int) -> None:
         """Raises StoppedError."""
         if not self._stops.empty():
             raise StoppedError
+        self._tell(done / self._size)
         tenths = 10 * done // self._size
         if tenths > self._tenths:
             self._tenths = tenths

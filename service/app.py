@@ -9,9 +9,11 @@ import falcon
 from falcon.routing import CompiledRouter
 
 from service import errors
+from service.audit import AuditMiddleware
 from service.context import Context
 from service.contract import ContractError, differences, plain
 from service.discovery import Route, discover
+from service.guard import AccessMiddleware
 from service.http_metrics import HttpMetricsMiddleware
 from service.request_id import RequestIdMiddleware
 from service.schemas import Schemas
@@ -62,14 +64,20 @@ def create_app(context: Context, *, resources: str = RESOURCES, validate_respons
 
 
 def _application(context: Context, templates: dict[str, str], validate_responses: bool) -> App:
-    document = context.document
+    document, router = context.document, DerivingRouter()
     described, schemas = Described(document, templates), Schemas(document)
-    middleware: list[Any] = [HttpMetricsMiddleware(context.http_metrics, described)]
-    middleware += [RequestIdMiddleware(), BodyLimitMiddleware()]
-    middleware.append(RequestValidation(document, described, schemas))
+    # NOTE: Answers pass through in the opposite order: the audit sees what the checks made of them.
+    middleware: list[Any] = [
+        HttpMetricsMiddleware(context.http_metrics, described),
+        RequestIdMiddleware(),
+        AuditMiddleware(context.access, document, described, router.find),
+        BodyLimitMiddleware(),
+        AccessMiddleware(context.access, described),
+        RequestValidation(document, described, schemas),
+    ]
     if validate_responses:
         middleware.append(ResponseValidation(document, described, schemas))
-    app: App = falcon.App(middleware=middleware, router=DerivingRouter())
+    app: App = falcon.App(middleware=middleware, router=router)
     # NOTE: A missing value is a value here: `?verbose` must be told from no `verbose` at all.
     app.req_options.keep_blank_qs_values = True
     app.req_options.strip_url_path_trailing_slash = False

@@ -34,7 +34,10 @@ examples:
   kvkeep serve --host 0.0.0.0 --port 5555 --l1-size-gb 64 --eviction-policy LRU
   kvkeep serve --port 0 --http-port 0         free ports, told by the ready line
 
-exit codes: 0 stopped by a signal, 1 could not listen or the engine failed, 2 configuration or API document refused
+A signal ends it in order: running transfers may end first (server.drain_timeout); a second signal ends that wait.
+
+exit codes: 0 stopped by a signal, 1 could not listen, or the engine failed or did not stop,
+            2 configuration or API document refused
 """
 
 _CHECK_EXAMPLES = """\

@@ -6,18 +6,23 @@ import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import falcon
 
-from engine import Cleared, EngineError, StatusReport
+from engine import Command, EngineError, LookReport, MonitorReport, Question, StatusReport
+from service.access import AccessControl
 from service.document import Document
-from service.errors import engine_status
+from service.errors import UnavailableError, engine_status
 from service.http_metrics import HttpMetrics
+from service.lifecycle import NOT_INITIALIZED, Lifecycle
+from service.logs import Logs
 
-NOT_INITIALIZED = "engine not initialized"
+# The engine thread answers a command between two batches of requests; far longer than that means it is stuck.
+ANSWER_TIMEOUT = 10.0
 
 JsonObject = dict[str, Any]
+A = TypeVar("A")
 Refusal = Callable[[str], JsonObject]
 """An operation's body for a reason why the engine cannot answer."""
 
@@ -28,8 +33,14 @@ class Engine(Protocol):
     def status(self) -> StatusReport:
         """The newest report. Raises EngineStoppedError."""
 
-    def clear(self, timeout: float) -> Cleared:
-        """Makes everything in L1 invisible. Raises EngineTimeoutError, EngineStoppedError."""
+    def checks(self) -> MonitorReport:
+        """Every check and every loop. Never raises."""
+
+    def ask(self, command: Command[A], timeout: float) -> A:
+        """Has a command carried out between two requests. Raises EngineTimeoutError, EngineStoppedError."""
+
+    def look(self, question: Question, timeout: float) -> LookReport:
+        """What a lookup would find now. Raises AmbiguousError, EngineTimeoutError, EngineStoppedError."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +50,10 @@ class Context:
     engine: Callable[[], Engine | None]
     """The engine, or None before it is ready and once it is being stopped."""
     document: Document
+    lifecycle: Lifecycle = field(default_factory=Lifecycle)
+    access: AccessControl = field(default_factory=AccessControl)
+    """Who may do what."""
+    logs: Logs = field(default_factory=Logs)
     http_metrics: HttpMetrics = field(default_factory=HttpMetrics)
     """Counts what this API is asked."""
 
@@ -47,11 +62,25 @@ class Context:
         """The engine for the length of a block; what keeps it from answering becomes the operation's own refusal."""
         engine = self.engine()
         if engine is None:
-            raise refused(503, refusal(NOT_INITIALIZED))
+            raise refused(503, refusal(self._reason()))
         try:
             yield engine
         except EngineError as error:
             raise refused(engine_status(error), refusal(str(error))) from error
+
+    @contextmanager
+    def running(self) -> Iterator[Engine]:
+        """The same, where what keeps the engine from answering becomes a problem."""
+        engine = self.engine()
+        if engine is None:
+            raise UnavailableError(self._reason())
+        try:
+            yield engine
+        except EngineError as error:
+            raise falcon.HTTPError(engine_status(error), description=str(error)) from error
+
+    def _reason(self) -> str:
+        return self.lifecycle.state.reason or NOT_INITIALIZED
 
 
 def refused(status: int, body: JsonObject) -> falcon.HTTPStatus:

@@ -7,6 +7,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+from service.access import NEEDS
 from service.discovery import DERIVED, Found, Route
 from service.document import Document, Json, Operation
 from service.operations import Declaration
@@ -41,8 +42,8 @@ def _names_media_types(document: Document, operation: Operation) -> bool:
     return "*/*" not in content
 
 
-def _is_guarded(document: Document, operation: Operation) -> bool:
-    return bool(operation.spec.get("security", document.content.get("security")))
+def _is_operators(document: Document, operation: Operation) -> bool:
+    return operation.spec.get("x-role") == "operator"
 
 
 def _always(document: Document, operation: Operation) -> bool:
@@ -53,12 +54,22 @@ def _always(document: Document, operation: Operation) -> bool:
 # operation: there the path or the method is not in the document.
 MIDDLEWARE_STATUSES: dict[int, Callable[[Document, Operation], bool]] = {
     400: _checks_request,
-    401: _is_guarded,
-    403: _is_guarded,
+    401: _always,
+    403: _is_operators,
     413: _always,
     415: _names_media_types,
     500: _always,
 }
+
+_SHARED: dict[int, str] = {
+    400: "Invalid",
+    401: "Unauthorized",
+    403: "Forbidden",
+    413: "TooLarge",
+    415: "WrongMediaType",
+    500: "Internal",
+}
+"""What each of them is called among the document's shared responses."""
 
 
 def middleware_statuses(document: Document, operation: Operation) -> frozenset[int]:
@@ -150,11 +161,24 @@ def _mismatches(document: Document, operation: Operation, declared: Declaration)
     answers = declared.statuses | middleware_statuses(document, operation)
     documented = {str(status) for status in operation.spec.get("responses", {})}
     for unanswered in sorted(documented - {str(status) for status in answers}):
-        yield f"{operation}: openapi.yaml has status {unanswered}, but nothing answers it"
+        yield f"{operation}: openapi.yaml has status {unanswered}, but nothing answers it{_why_not(unanswered)}"
     for status in sorted(answers):
         if str(status) not in documented:
             whose = "the responder" if status in declared.statuses else "the middleware"
-            yield f"{operation}: {whose} can answer {status}, but openapi.yaml does not have it"
+            remedy = _remedy(document, status) if status not in declared.statuses else ""
+            yield f"{operation}: {whose} can answer {status}, but openapi.yaml does not have it{remedy}"
+
+
+def _why_not(status: str) -> str:
+    return "; it is for operations with `x-role: operator`" if status == "403" else ""
+
+
+def _remedy(document: Document, status: int) -> str:
+    """The line to add, where the document has the response to be shared."""
+    name = _SHARED.get(status)
+    if name not in document.content.get("components", {}).get("responses", {}):
+        return ""
+    return f'; add to its responses: "{status}": {{$ref: "#/components/responses/{name}"}}'
 
 
 def _incomplete(document: Document, operation: Operation) -> Iterator[str]:
@@ -164,6 +188,7 @@ def _incomplete(document: Document, operation: Operation) -> Iterator[str]:
             yield f"{operation}: has no {name}"
     if not str(operation.spec.get("x-curl", "")).startswith("curl "):
         yield f"{operation}: has no x-curl, an example call that starts with `curl `"
+    yield from _wrong_role(operation)
     yield from _wrong_path_parameters(document, operation)
     for _, parameter in document.parameters(operation):
         if not _has_example(parameter):
@@ -175,6 +200,19 @@ def _incomplete(document: Document, operation: Operation) -> Iterator[str]:
         for media_type, media in document.resolve(response).get("content", {}).items():
             if not _has_example(media):
                 yield f"{operation}: the response {status} {media_type} has no example"
+
+
+def _wrong_role(operation: Operation) -> Iterator[str]:
+    role = operation.spec.get("x-role")
+    if role not in NEEDS:
+        has = "has no x-role" if role is None else f"x-role is {role!r}"
+        yield f"{operation}: {has}; write one of {', '.join(NEEDS)}: what it needs of its caller"
+    elif operation.method == "GET" and role == "operator":
+        yield f"{operation}: x-role is operator, but a GET changes nothing; write reader"
+    elif operation.method == "POST" and role not in ("operator", "reader"):
+        yield f"{operation}: x-role is {role}; write operator, or reader if it changes nothing"
+    elif operation.method not in ("GET", "POST") and role != "operator":
+        yield f"{operation}: x-role is {role}, but a {operation.method} changes something; write operator"
 
 
 def _wrong_path_parameters(document: Document, operation: Operation) -> Iterator[str]:

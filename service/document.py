@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from service.yaml_source import Loader
+from service.yaml_source import parse
 
 METHODS = ("get", "put", "post", "delete", "patch")
 """The methods an operation can have; HEAD and OPTIONS are derived."""
@@ -46,7 +46,7 @@ class Document:
     def load(cls, path: Path) -> Document:
         """Parses a file. Raises DocumentError if it is not YAML with paths in it."""
         try:
-            content = yaml.load(path.read_bytes(), Loader=Loader)
+            content = parse(path.read_bytes())
         except yaml.YAMLError as error:
             raise DocumentError(f"{path.name} is not YAML: {error}") from error
         if not isinstance(content, dict) or not isinstance(content.get("paths"), dict):

@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import falcon
 
-from engine import EngineError, EngineStoppedError, EngineTimeoutError
+from engine import AmbiguousError, EngineError, EngineStoppedError, EngineTimeoutError, NoMemoryError
 from service.request_id import request_id
 
 PROBLEM_JSON = "application/problem+json"
 
 log = logging.getLogger("kvkeep.http")
 
-# The engine's refusals. A client may try again after each of them, with this server or with the one after it.
-_ENGINE_STATUS: dict[type[EngineError], int] = {EngineStoppedError: 503, EngineTimeoutError: 503}
+# The engine's refusals. After 503 a client may try again, with this server or with the one after it.
+_ENGINE_STATUS: dict[type[EngineError], int] = {
+    AmbiguousError: 409,
+    EngineStoppedError: 503,
+    EngineTimeoutError: 503,
+    NoMemoryError: 507,
+}
 
 _DETAIL = {
     404: "no operation has this path; openapi.yaml lists them all",
@@ -32,6 +37,14 @@ class InvalidRequestError(falcon.HTTPBadRequest):
     def __init__(self, faults: Sequence[tuple[str, str]]) -> None:
         super().__init__(description="; ".join(f"{pointer}: {reason}" for pointer, reason in faults))
         self.faults = tuple(faults)
+
+
+class UnavailableError(falcon.HTTPServiceUnavailable):
+    """The request cannot be served now; says why, with further members of the problem if there are any."""
+
+    def __init__(self, reason: str, members: Mapping[str, Any] | None = None) -> None:
+        super().__init__(description=reason)
+        self.members = members or {}
 
 
 def engine_status(error: EngineError) -> int:
@@ -64,12 +77,14 @@ def _http_error(req: falcon.Request, resp: falcon.Response, error: falcon.HTTPEr
     body = problem_body(status, error.description or _DETAIL.get(status, ""), request_id(req))
     if isinstance(error, InvalidRequestError):
         body["errors"] = [{"pointer": pointer, "detail": reason} for pointer, reason in error.faults]
+    if isinstance(error, UnavailableError):
+        body.update(error.members)
     resp.set_headers(error.headers or {})
     _answer(resp, status, body)
 
 
 def _unexpected(req: falcon.Request, resp: falcon.Response, error: Exception, params: dict[str, Any]) -> None:
-    log.error("%s %s failed, request %s", req.method, req.path, request_id(req), exc_info=error)
+    log.error("%s %s failed", req.method, req.path, exc_info=error)
     _answer(resp, 500, problem_body(500, _DETAIL[500], request_id(req)))
 
 

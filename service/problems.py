@@ -9,6 +9,9 @@ from typing import Any
 
 SettingPath = tuple[str | int, ...]
 
+MASK = "***"
+"""Stands for what nobody shall read."""
+
 
 @dataclass(frozen=True, slots=True)
 class Origin:
@@ -18,6 +21,8 @@ class Origin:
     """For people reading the settings: `default`, `kvkeep.yaml:7`, `flag --port`, `environment PORT (...)`."""
     place: str
     """Where to go to change it: `kvkeep.yaml:7`, `flag --port`."""
+    written: str | None = None
+    """`${PORT}`, where the environment filled the value or a part of it: then this is shown, and the value never."""
 
 
 DEFAULT = Origin("default", "config/schema.json")

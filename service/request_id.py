@@ -8,6 +8,8 @@ from typing import Any
 
 import falcon
 
+from service.logs import current_request
+
 HEADER = "X-Request-ID"
 
 # NOTE: What is taken over ends up in logs and headers, so it is held to characters that cannot forge either.
@@ -25,8 +27,13 @@ def request_id(req: falcon.Request) -> str:
 
 
 class RequestIdMiddleware:
-    """Returns the id with every answer, errors included."""
+    """Returns the id with every answer, errors included, and gives it to the log's lines meanwhile."""
+
+    def process_request(self, req: falcon.Request, resp: falcon.Response) -> None:
+        """From here on this thread's lines carry the id."""
+        current_request.set(request_id(req))
 
     def process_response(self, req: falcon.Request, resp: falcon.Response, resource: Any, req_succeeded: bool) -> None:
-        """Sets the header."""
+        """Sets the header. The last thing that is done for a request, and the thread goes on to others."""
         resp.set_header(HEADER, request_id(req))
+        current_request.set(None)

@@ -13,7 +13,7 @@ from jsonschema import Draft202012Validator
 from jsonschema.exceptions import ValidationError
 from jsonschema.validators import extend
 
-from service.problems import Origin, Problem, SettingPath
+from service.problems import MASK, Origin, Problem, SettingPath
 
 Schema = dict[str, Any]
 
@@ -47,7 +47,24 @@ def defaults(schema: Schema) -> dict[str, Any]:
 def check(schema: Schema, values: Any, origins: Mapping[SettingPath, Origin]) -> list[Problem]:
     """Everything that is wrong with the values, in the order of the file."""
     errors = _Validator(schema).iter_errors(values)
-    return [problem for error in errors for problem in _problems(error, origins)]
+    return [problem for error in errors for problem in _problems(error, schema, origins)]
+
+
+def is_secret(schema: Schema, path: SettingPath) -> bool:
+    """Whether the schema marks a setting, or the nearest thing around it that is marked at all, as `x-secret`."""
+    part, secret = schema, bool(schema.get("x-secret"))
+    for key in path:
+        part = part.get("items", {}) if isinstance(key, int) else part.get("properties", {}).get(key, {})
+        secret = part.get("x-secret", secret)
+    return secret
+
+
+def shown(schema: Schema, path: SettingPath, value: Any, origins: Mapping[SettingPath, Origin]) -> Any:
+    """What a problem shows of a value: of one from the environment the variable's name, of a secret nothing."""
+    origin = origins.get(path)
+    if origin is not None and origin.written is not None:
+        return origin.written
+    return MASK if is_secret(schema, path) else value
 
 
 def compare_modules(schema: Schema, policies: Sequence[str], l2_types: Sequence[str]) -> list[str]:
@@ -68,17 +85,19 @@ def _differences(setting: str, module: str, named: Sequence[str], found: Sequenc
         yield f"{module.format(name)} exists, but config/schema.json does not allow {name!r} for {setting}"
 
 
-def _problems(error: ValidationError, origins: Mapping[SettingPath, Origin]) -> Iterator[Problem]:
+def _problems(error: ValidationError, schema: Schema, origins: Mapping[SettingPath, Origin]) -> Iterator[Problem]:
     path: SettingPath = tuple(error.absolute_path)
     value: Any = error.instance
     if error.validator != "additionalProperties":
-        yield Problem(_place(path, origins), _message(error), path, value, has_value=True)
+        seen = shown(schema, path, value, origins)
+        yield Problem(_place(path, origins), _message(error, seen is value), path, seen, has_value=True)
         return
     known = list(_schema_of(error)["properties"])
     for key in value:
         if key not in known:
             unknown = (*path, key)
-            yield Problem(_place(unknown, origins), _unknown(key, known), unknown, value[key], has_value=True)
+            seen = shown(schema, unknown, value[key], origins)
+            yield Problem(_place(unknown, origins), _unknown(key, known), unknown, seen, has_value=True)
 
 
 def _schema_of(error: ValidationError) -> Schema:
@@ -101,14 +120,14 @@ def _unknown(key: str, known: list[str]) -> str:
     return f"unknown key, the keys here are {', '.join(known)}"
 
 
-def _message(error: ValidationError) -> str:
+def _message(error: ValidationError, is_shown: bool) -> str:
     expected: Any = error.validator_value
     value: Any = error.instance
     match error.validator:
         case "type":
             return f"must be {_type_name(expected)}"
         case "enum":
-            return _not_in(str(value), expected)
+            return _not_in(str(value) if is_shown else "", expected)
         case "pattern":
             return f"must be {_examples(error)}"
         case "minimum" if "examples" in _schema_of(error):
@@ -123,7 +142,8 @@ def _message(error: ValidationError) -> str:
             return "must not be empty"
         case "required":
             return f"needs the key {', '.join(key for key in expected if key not in value)}"
-    return str(error.message)
+    # NOTE: Not the library's own message, which quotes the value.
+    return f"must fit the rule {error.validator}: {json.dumps(expected)}"
 
 
 def _examples(error: ValidationError) -> str:

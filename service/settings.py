@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from engine import GIB, MIB, EngineSettings, L2Settings, Liveness
-from service.problems import DEFAULT, ConfigError, Origin, Problem, SettingPath
-from service.schema import Schema, check, defaults
+from service.access import Policy, Token
+from service.problems import DEFAULT, MASK, ConfigError, Origin, Problem, SettingPath
+from service.schema import Schema, check, defaults, is_secret, shown
 from service.sizes import is_size, parse_size
+from service.tokens import Entry, TokenFiles, read_tokens
 from service.yaml_source import Source, read_yaml
 
 MINIMUM_L1 = MIB
@@ -19,11 +21,28 @@ MINIMUM_L1 = MIB
 
 @dataclass(frozen=True, slots=True)
 class HttpSettings:
-    """The HTTP API's address and how many requests it serves at once."""
+    """The HTTP API's address, how many requests it serves at once, and whose."""
 
     host: str
     port: int
     threads: int
+    tokens: tuple[Token, ...] = ()
+    allow_unauthenticated: bool = False
+    open_probes: bool = True
+    open_metrics: bool = False
+
+    @property
+    def policy(self) -> Policy:
+        """Who may do what."""
+        return Policy(self.tokens, self.allow_unauthenticated, self.open_probes, self.open_metrics)
+
+
+@dataclass(frozen=True, slots=True)
+class LogSettings:
+    """Which lines the log has, and how they look."""
+
+    level: str = "info"
+    format: str = "auto"
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,8 +50,16 @@ class Setting:
     """One effective value, as `show-config` prints it."""
 
     path: SettingPath
-    value: Any
+    value: Any = field(repr=False)
     origin: Origin
+    is_secret: bool = False
+    """Whether the schema says so."""
+
+    @property
+    def masked_value(self) -> Any:
+        """The value as it may be shown: nothing of what is secret or comes from the environment."""
+        is_empty = self.value in (None, [], {})
+        return MASK if (self.is_secret or self.origin.written is not None) and not is_empty else self.value
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +69,9 @@ class Settings:
     engine: EngineSettings
     http: HttpSettings
     listing: tuple[Setting, ...]
+    log: LogSettings = field(default_factory=LogSettings)
+    warnings: tuple[str, ...] = ()
+    """What is allowed and still not good, one sentence each."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,10 +108,11 @@ def load_settings(
     """The effective settings. Raises ConfigError with every problem of the file and the flags."""
     source = _read_file(file, environ) if file is not None else Source({})
     layers = _with_overrides(source, overrides)
-    problems = [*source.problems, *check(schema, layers.values, layers.origins), *_size_problems(layers)]
-    if problems:
-        raise ConfigError(_first_of_each(problems))
-    return _build(_merged(defaults(schema), layers.values), layers.origins)
+    tokens = read_tokens(list(_token_entries(schema, file or "", layers)))
+    problems = [*source.problems, *check(schema, layers.values, layers.origins), *_size_problems(schema, layers)]
+    if problems or tokens.problems:
+        raise ConfigError(_first_of_each([*problems, *tokens.problems]))
+    return _build(schema, _merged(defaults(schema), layers.values), layers.origins, tokens)
 
 
 def gibibytes(text: str) -> int:
@@ -119,13 +150,46 @@ def _lower_policy(values: Any) -> None:
         l1["eviction_policy"] = l1["eviction_policy"].lower()
 
 
-def _size_problems(layers: _Layers) -> Iterator[Problem]:
+def _size_problems(schema: Schema, layers: _Layers) -> Iterator[Problem]:
     """What the schema cannot say of a size with a unit: its value in bytes."""
-    path = ("l1", "size")
-    l1 = layers.values.get("l1") if isinstance(layers.values, dict) else None
-    size = l1.get("size") if isinstance(l1, dict) else None
-    if isinstance(size, str) and is_size(size) and parse_size(size) < MINIMUM_L1:
-        yield Problem(layers.origins[path].place, "must be at least 1MiB", path, size, has_value=True)
+    given = {name: size for name in ("size", "max_size") if _is_size(size := _given(layers.values, "l1", name))}
+    for name, size in given.items():
+        if parse_size(size) < MINIMUM_L1:
+            yield _size_problem(schema, layers, name, size, "must be at least 1MiB")
+    most, least = given.get("max_size"), given.get("size", defaults(schema)["l1"]["size"])
+    if most is not None and parse_size(most) < parse_size(least):
+        yield _size_problem(schema, layers, "max_size", most, "must be at least l1.size")
+
+
+def _is_size(value: Any) -> bool:
+    return type(value) is int or (isinstance(value, str) and is_size(value))
+
+
+def _size_problem(schema: Schema, layers: _Layers, name: str, size: int | str, message: str) -> Problem:
+    path = ("l1", name)
+    seen = shown(schema, path, size, layers.origins)
+    return Problem(layers.origins[path].place, message, path, seen, has_value=True)
+
+
+def _token_entries(schema: Schema, file: str, layers: _Layers) -> Iterator[Entry]:
+    """The items of `http.tokens` that can be looked at; what is wrong with others is the schema's business."""
+    tokens = _given(layers.values, "http", "tokens")
+    for index, item in enumerate(tokens if isinstance(tokens, list) else []):
+        name, role, token_file = (_given(item, key) for key in ("name", "role", "file"))
+        if not (isinstance(name, str) and isinstance(token_file, str) and token_file):
+            continue
+        path = ("http", "tokens", index)
+        # Beside the configuration, so that it does not matter where the server is started.
+        absolute = Path(file).parent / token_file
+        seen = shown(schema, (*path, "file"), str(absolute), layers.origins)
+        yield Entry(path, layers.origins[*path, "file"].place, name, role, absolute, seen)
+
+
+def _given(values: Any, *path: str) -> Any:
+    """What was given at a path, or None, whatever stands there and around it."""
+    for key in path:
+        values = values.get(key) if isinstance(values, dict) else None
+    return values
 
 
 def _first_of_each(problems: list[Problem]) -> list[Problem]:
@@ -143,7 +207,9 @@ def _merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def _build(values: dict[str, Any], origins: Mapping[SettingPath, Origin]) -> Settings:
+def _build(
+    schema: Schema, values: dict[str, Any], origins: Mapping[SettingPath, Origin], tokens: TokenFiles
+) -> Settings:
     server, l1 = values["server"], values["l1"]
     engine = EngineSettings(
         host=server["host"],
@@ -152,11 +218,22 @@ def _build(values: dict[str, Any], origins: Mapping[SettingPath, Origin]) -> Set
         hash_algorithm=server["hash_algorithm"],
         liveness=Liveness(**{each.name: server[each.name] for each in fields(Liveness)}),
         l1_size=parse_size(l1["size"]),
+        l1_max_size=None if l1["max_size"] is None else parse_size(l1["max_size"]),
         eviction_policy=l1["eviction_policy"],
         l2=tuple(_adapter(entry) for entry in values["l2"]),
+        drain_timeout=server["drain_timeout"],
     )
-    listing = tuple(Setting(path, value, origins.get(path, DEFAULT)) for path, value in _leaves(values, ()))
-    return Settings(engine, HttpSettings(**values["http"]), listing)
+    http = HttpSettings(**{**values["http"], "tokens": tuple(tokens.tokens)})
+    listing = tuple(
+        Setting(path, value, origins.get(path, DEFAULT), is_secret(schema, path)) for path, value in _leaves(values, ())
+    )
+    return Settings(engine, http, listing, LogSettings(**values["log"]), (*tokens.warnings, *_idle(http)))
+
+
+def _idle(http: HttpSettings) -> Iterator[str]:
+    """Settings without an effect."""
+    if http.tokens and http.allow_unauthenticated:
+        yield "http.allow_unauthenticated has no effect while there are http.tokens: every caller needs one"
 
 
 def _adapter(entry: dict[str, Any]) -> L2Settings:

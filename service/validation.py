@@ -39,9 +39,12 @@ class Described:
 
     def operation(self, req: falcon.Request) -> Operation | None:
         """The operation that the routed request asks for; HEAD asks for GET's."""
-        method = "GET" if req.method == "HEAD" else req.method
-        template = self._templates.get(req.uri_template or "", "")
-        return self._operations.get((template, method))
+        return self.at(req.uri_template or "", req.method)
+
+    def at(self, uri_template: str, method: str) -> Operation | None:
+        """The same for a template as Falcon writes it."""
+        template = self._templates.get(uri_template, "")
+        return self._operations.get((template, "GET" if method == "HEAD" else method))
 
 
 @dataclass(frozen=True, slots=True)

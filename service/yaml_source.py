@@ -12,7 +12,7 @@ import yaml
 from service.problems import ConfigError, Origin, Problem, SettingPath
 
 # PERF: The C loader is about ten times faster; the pure one is there for builds of PyYAML without libyaml.
-Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+_Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 _VARIABLE = re.compile(r"\$\{([^}]*)\}")
 _VARIABLE_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
@@ -27,10 +27,15 @@ class Source:
     problems: list[Problem] = field(default_factory=list)
 
 
+def parse(text: str | bytes) -> Any:
+    """The plain values of a document. Raises yaml.YAMLError."""
+    return _Loader(text).get_single_data()
+
+
 def read_yaml(text: str | bytes, file: str, environ: Mapping[str, str]) -> Source:
     """Values and origins of a document; an empty one is an empty mapping. Raises ConfigError if it is not YAML."""
     try:
-        loader = Loader(text)
+        loader = _Loader(text)
         node = loader.get_single_node()
     except yaml.MarkedYAMLError as error:
         raise ConfigError([_syntax_problem(error, file)]) from error
@@ -115,13 +120,18 @@ class _Reader:
             return None
         text = _VARIABLE.sub(lambda match: self._environ[match[1]], node.value)
         place = self._place(node)
-        self.source.origins[path] = Origin(f"environment {', '.join(names)} ({place})", place)
+        self.source.origins[path] = Origin(f"environment {', '.join(names)} ({place})", place, node.value)
         # NOTE: How an unquoted scalar is marked differs: None by the pure loader, "" by the C loader.
         if node.style:
             return text
         # NOTE: Unquoted, so it is read as if the text stood in the file: `port: ${PORT}` gives a number.
         tag = self._loader.resolve(yaml.ScalarNode, text, (True, False))
-        return self._loader.construct_object(yaml.ScalarNode(tag, text))
+        try:
+            return self._loader.construct_object(yaml.ScalarNode(tag, text))
+        # NOTE: Some of these errors quote the text, which may be a secret.
+        except (yaml.YAMLError, ValueError):
+            self._problem(node, path, f"{node.value} cannot be read as the kind of value that it looks like")
+            return None
 
     def _problem(self, node: yaml.Node, path: SettingPath, message: str) -> None:
         self.source.problems.append(Problem(self._place(node), message, path))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import mmap
 import os
 import stat
+from collections.abc import Callable
 from typing import Final
 
 import torch
@@ -13,19 +14,21 @@ from engine.layouts import TensorDescriptor
 
 SHM_FOLDER: Final = "/dev/shm"
 _PAGE_BYTES: Final = 4096
+_STEP_BYTES: Final = 256 << 20
 
 
 class OpenError(Exception):
     """Memory that cannot be used; says which and why."""
 
 
-def open_storage(descriptor: TensorDescriptor) -> torch.Tensor:
+def open_storage(descriptor: TensorDescriptor, beat: Callable[[], None] = lambda: None) -> torch.Tensor:
     """The whole storage that a descriptor's tensor is a view of, as a uint8 tensor. Raises OpenError.
 
-    The memory stays open as long as the tensor, or a view of it, is referenced.
+    The memory stays open as long as the tensor, or a view of it, is referenced. `beat` is called now and then, since
+    opening hundreds of GiB takes a while.
     """
     if descriptor.type == "cpu_shm":
-        return _open_shm(descriptor.shm_name, descriptor.nbytes)
+        return _open_shm(descriptor.shm_name, descriptor.nbytes, beat)
     return _open_cuda(descriptor)
 
 
@@ -43,7 +46,7 @@ def wait_for(event_handle: bytes, device: torch.device) -> None:
         torch.cuda.current_stream(device).wait_event(event)
 
 
-def _open_shm(name: str, nbytes: int) -> torch.Tensor:
+def _open_shm(name: str, nbytes: int, beat: Callable[[], None]) -> torch.Tensor:
     """Maps a POSIX segment by hand: Python's SharedMemory would remove the client's segment at our exit."""
     plain = name.removeprefix("/")
     if not plain or "/" in plain or "\0" in plain or plain in (".", ".."):
@@ -65,7 +68,9 @@ def _open_shm(name: str, nbytes: int) -> torch.Tensor:
     finally:
         os.close(descriptor)
     # PERF: Brings every page into our tables now; a copy that meets page faults is several times slower.
-    memory[::_PAGE_BYTES].max()
+    for start in range(0, nbytes, _STEP_BYTES):
+        memory[start : start + _STEP_BYTES : _PAGE_BYTES].max()
+        beat()
     return memory
 
 

@@ -38,6 +38,8 @@ class TorchCopier:
         whole = arena[: arena.numel() // WIDEST_ITEM * WIDEST_ITEM]
         self._arena = {dtype: whole.view(dtype) for dtype in _ITEM_DTYPE.values()}
         self._clock = clock
+        self.beats = 0
+        """Grows with each piece that is moved and each stretch of memory that is opened; read by any thread."""
         self._caches: dict[int, _Cache] = {}
 
     def prepare_thread(self) -> None:
@@ -47,7 +49,7 @@ class TorchCopier:
     def map(self, mapping_id: int, layout: KVLayout) -> None:
         """Opens a KV cache for copies. Raises CopyError."""
         try:
-            self._caches[mapping_id] = _Cache(layout)
+            self._caches[mapping_id] = _Cache(layout, self._beat)
         except (OpenError, RuntimeError) as error:
             raise CopyError(str(error)) from None
 
@@ -71,7 +73,11 @@ class TorchCopier:
                 if self._clock() > job.not_after:
                     raise CopyError("the client may have given up; its blocks may have a new owner")
                 self._move(job, piece, cache, ids)
+                self._beat()
             cache.synchronize()
+
+    def _beat(self) -> None:
+        self.beats += 1
 
     def _move(self, job: Copy, piece: Piece, cache: _Cache, ids: list[torch.Tensor]) -> None:
         for index, group in enumerate(cache.groups):
@@ -91,9 +97,9 @@ class TorchCopier:
 class _Cache:
     """One worker's KV cache, open."""
 
-    def __init__(self, layout: KVLayout) -> None:
+    def __init__(self, layout: KVLayout, beat: Callable[[], None]) -> None:
         used = {layer.storage for group in layout.groups for layer in group.layers}
-        storages = {index: open_storage(layout.descriptors[index]) for index in used}
+        storages = {index: open_storage(layout.descriptors[index], beat) for index in used}
         self.groups: Final[list[_GroupRows]] = []
         offset = 0
         for group in layout.groups:

@@ -9,19 +9,34 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable
+from dataclasses import dataclass
 from queue import SimpleQueue
 from typing import Final, Protocol
 
-from engine.events import Copy, CopyEnded, Event, Map, MapEnded, TransfersEnded, Unmap, UnmapEnded
+from engine.events import Copy, CopyEnded, Discard, Discarded, Event, Map, MapEnded, TransfersEnded, Unmap, UnmapEnded
 from engine.layouts import KVLayout
 
 logger = logging.getLogger(__name__)
 
-Task = Copy | Map | Unmap
+_STOP_SECONDS: Final = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Sentinel:
+    """A task without work, which shows that the thread gets round to its tasks. The engine hears nothing of it."""
+
+    done: Callable[[], None]
+    """Called on the transfer thread; must not raise."""
+
+
+Task = Copy | Map | Unmap | Discard | Sentinel
 
 
 class Copier(Protocol):
     """Moves bytes. All of it is called on the transfer thread."""
+
+    beats: int
+    """Grows with each piece of work that is done; read by any thread."""
 
     def prepare_thread(self) -> None: ...
 
@@ -39,12 +54,23 @@ class TransferWorker:
     if that thread ends by itself, `TransfersEnded` is posted instead of the answers still owed.
     """
 
-    def __init__(self, copier: Copier, post: Callable[[Event], None], clock: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        copier: Copier,
+        discard: Callable[[int, int], None],
+        post: Callable[[Event], None],
+        clock: Callable[[], float],
+    ) -> None:
+        """`discard` gives the memory of a range of the arena back: start and end in bytes."""
         self._copier = copier
+        self._discard = discard
         self._post = post
         self._clock = clock
         self._tasks: SimpleQueue[Task | None] = SimpleQueue()
         self._stopping = False
+        self._done = 0
+        self.ended: str | None = None
+        """Why the thread has ended by itself; None if it has not. Read by any thread."""
         self._thread: Final = threading.Thread(target=self._run, name="transfer")
 
     def start(self) -> None:
@@ -53,22 +79,41 @@ class TransferWorker:
     def submit(self, task: Task) -> None:
         self._tasks.put(task)
 
-    def stop(self) -> None:
-        """Finishes the task at hand, drops the others and ends the thread."""
-        self._stopping = True
-        self._tasks.put(None)
-        self._thread.join()
+    @property
+    def beats(self) -> int:
+        """Grows with every task that is done, and with every piece of one that takes long. Read by any thread."""
+        return self._done + self._copier.beats
+
+    def stop(self) -> bool:
+        """Finishes the task at hand, drops the others and ends the thread.
+
+        False if the task at hand does not end: a device call that never returns cannot be called off. It is waited for
+        at the first call only.
+        """
+        if not self._stopping:
+            self._stopping = True
+            self._tasks.put(None)
+            self._thread.join(_STOP_SECONDS)
+        return not self._thread.is_alive()
 
     def _run(self) -> None:
         try:
             self._copier.prepare_thread()
             while (task := self._tasks.get()) is not None and not self._stopping:
-                self._post(self._perform(task))
+                self._perform(task)
+                self._done += 1
         except BaseException as error:
             logger.exception("the transfer thread has ended")
-            self._post(TransfersEnded(self._clock(), f"the transfer thread has ended: {error!r}"))
+            self.ended = f"the transfer thread has ended: {error!r}"
+            self._post(TransfersEnded(self._clock(), self.ended))
 
-    def _perform(self, task: Task) -> Event:
+    def _perform(self, task: Task) -> None:
+        if isinstance(task, Sentinel):
+            task.done()
+        else:
+            self._post(self._outcome(task))
+
+    def _outcome(self, task: Copy | Map | Unmap | Discard) -> Event:
         match task:
             case Copy():
                 problem = self._attempt(lambda: self._copier.copy(task), "copy")
@@ -79,6 +124,9 @@ class TransferWorker:
             case Unmap():
                 self._attempt(lambda: self._copier.unmap(task.mapping_id), "unmap")
                 return UnmapEnded(self._clock(), task.mapping_id)
+            case Discard():
+                problem = self._attempt(lambda: self._discard(task.start, task.end), "discard")
+                return Discarded(self._clock(), problem)
 
     @staticmethod
     def _attempt(action: Callable[[], None], name: str) -> str | None:

@@ -15,7 +15,7 @@ def _unhealthy(reason: str) -> JsonObject:
 
 
 class Healthcheck:
-    """Healthy means that the engine runs and has no problem to report."""
+    """Healthy means that the engine runs and that nothing fails which a restart would cure."""
 
     def __init__(self, context: Context) -> None:
         self._context = context
@@ -24,9 +24,9 @@ class Healthcheck:
     def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
         """Healthy, or why not."""
         with self._context.running_engine(_unhealthy) as engine:
-            report = engine.status()
-        if not report.is_healthy:
-            raise refused(503, _unhealthy("; ".join(report.problems) or "the engine reports no reason"))
+            failing = engine.checks().failing(liveness_only=True)
+        if failing:
+            raise refused(503, _unhealthy("; ".join(str(check) for check in failing)))
         resp.media = {"status": "healthy"}
 
 

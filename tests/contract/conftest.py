@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import logging
+import secrets
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
+from service.logs import LOGGERS
 from tests.support.server import Server
 
 
@@ -29,3 +33,41 @@ def server() -> Iterator[Server]:
 def checked_server() -> Iterator[Server]:
     with CheckedServer() as running:
         yield running
+
+
+class GuardedServer(Server):
+    """kvkeep with one token of each role; not even the probes are open."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tokens = {role: write_token(self.folder, role) for role in ("reader", "operator")}
+        config = self.folder / "kvkeep.yaml"
+        items = ", ".join(f"{{name: {role}, role: {role}, file: {role}.token}}" for role in self.tokens)
+        config.write_text(f"http:\n  open_probes: false\n  tokens: [{items}]\n")
+        self.flags = ("--config", str(config))
+
+    def authorization(self, role: str) -> dict[str, str]:
+        return {"Authorization": f"Bearer {self.tokens[role]}"}
+
+
+def write_token(folder: Path, name: str) -> str:
+    """A new token in a file that only its owner reads."""
+    token, file = secrets.token_urlsafe(32), folder / f"{name}.token"
+    file.touch(mode=0o600)
+    file.write_text(token)
+    return token
+
+
+@pytest.fixture(scope="session")
+def guarded_server() -> Iterator[GuardedServer]:
+    with GuardedServer() as running:
+        yield running
+
+
+@pytest.fixture(autouse=True)
+def levels_as_before() -> Iterator[None]:
+    """Applications in this process change the levels of this process."""
+    before = {name: logging.getLogger(name).level for name in (None, *LOGGERS[1:])}
+    yield
+    for name, level in before.items():
+        logging.getLogger(name).setLevel(level)

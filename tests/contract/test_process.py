@@ -53,7 +53,11 @@ def test_http_answers_before_the_engine_is_ready() -> None:
         assert server.seconds_to("/", began) < FIRST_ANSWER
         first = server.get("/api/healthcheck")
         assert first == (503, {"status": "unhealthy", "reason": "engine not initialized"})
+        assert server.get("/api/livez") == (200, {"status": "ok"})
+        status, body = server.get("/api/readyz?verbose")
+        assert (status, body["phase"], body["failure"]) == (503, "starting", None)
         until(lambda: server.get("/api/healthcheck")[0] == 200, "healthy")
+        assert server.get("/api/readyz") == (200, {"status": "ok"})
 
 
 def test_the_ready_line_is_the_only_output_and_tells_both_ports() -> None:
@@ -104,6 +108,11 @@ def test_an_engine_that_cannot_start_is_seen_by_probes_and_in_the_log(taken_port
         assert server.get("/api/healthcheck") == (503, {"status": "unhealthy", "reason": "engine not initialized"})
         assert server.get("/api/status") == (503, {"error": "engine not initialized"})
         assert server.post("/api/clear-cache") == (503, {"status": "error", "reason": "engine not initialized"})
+        for path in ("/api/livez", "/api/readyz"):
+            status, body = server.get(path + "?verbose")
+            assert (status, body["phase"], body["checks"]) == (503, "failed", [])
+            assert body["failure"].startswith(f"StartError: cannot listen on 127.0.0.1:{taken_port}: ")
+            assert body["detail"] == f"failed: {body['failure']}"
         assert str(taken_port) in server.output()
         assert "kvkeep ready" not in server.output()
         assert server.stop() == 1
@@ -152,7 +161,7 @@ def test_show_config_prints_every_value_with_its_origin(tmp_path: Path) -> None:
     done = kvkeep("show-config", "--config", str(file), "--port", "0", "--eviction-policy", "LRU", WHERE="::1")
     assert (done.returncode, done.stderr) == (0, "")
     rows = {line.split()[0]: line.split(maxsplit=2)[1:] for line in done.stdout.splitlines()}
-    assert rows["server.host"] == ["::1", f"environment WHERE ({file}:2)"]
+    assert rows["server.host"] == ["***", f"environment WHERE ({file}:2)"]
     assert rows["server.port"] == ["0", "flag --port"]
     assert rows["server.chunk_size"] == ["256", "default"]
     assert rows["l1.size"] == ["2GiB", f"{file}:4"]

@@ -49,7 +49,8 @@ def test_the_api_document_is_found_too(installed: Path) -> None:
 
 def test_nothing_else_travels(installed: Path) -> None:
     assert {path.name for path in installed.iterdir()} == {"engine", "service", installed_info(installed)}
-    assert (installed / "service" / "config" / "examples").is_dir()
+    config = installed / "service" / "config"
+    assert {path.name for path in config.iterdir()} == {"default.yaml", "examples", "schema.json"}
 
 
 def installed_info(installed: Path) -> str:

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from engine.keys import namespace
 from engine.l1.cache import ALIGNMENT, L1Cache, NoSpaceError
 from engine.l1.policies.lru_policy import Policy
 from tests.model.budget import budget
@@ -18,6 +19,7 @@ from tests.model.naive_cache import Item, Key, NaiveCache, key_bytes, windows
 CHAINS, CHAIN_LENGTH = 4, 3
 CHUNKS = st.tuples(st.integers(0, CHAINS - 1), st.integers(0, CHAIN_LENGTH - 1))
 PICK = st.integers(0, 1 << 16)
+NAMESPACE = namespace("m", 1, 0, bytes(16), "")
 
 
 class L1CacheMachine(RuleBasedStateMachine):
@@ -103,8 +105,8 @@ class L1CacheMachine(RuleBasedStateMachine):
     @rule(pick=PICK)
     def doom(self, pick: int) -> None:
         item = self._pick(self._used_and_visible(), pick)
-        self.cache.doom(item.entry)
-        self.cache.doom(item.entry)
+        self.cache.doom(item.entry, "cleared")
+        self.cache.doom(item.entry, "cleared")
         self.model.hide(item)
 
     @rule(really=st.integers(0, 3))
@@ -178,12 +180,12 @@ class L1CacheMachine(RuleBasedStateMachine):
         before = self._state()
         if plan is None:
             with pytest.raises(NoSpaceError):
-                self.cache.reserve(key_bytes(key), size)
+                self.cache.reserve(key_bytes(key), size, NAMESPACE, 0.0)
             assert self._state() == before, "a refusal has changed something"
             return None
         candidates, cost = plan
         there = self.model.evictable()
-        entry = self.cache.reserve(key_bytes(key), size)
+        entry = self.cache.reserve(key_bytes(key), size, NAMESPACE, 0.0)
         gone = [item for item in there if self.cache.find(key_bytes(item.key)) is not item.entry]
         assert set(gone) <= set(candidates), "evicted something else than the least recently used"
         assert sum(len(item.pages) for item in gone) == cost, "evicted more than needed"

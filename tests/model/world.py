@@ -260,7 +260,7 @@ class World:
             words = b"".join(token.to_bytes(4, "big") for token in identity.tokens[start : start + CHUNK])
             hash_ = blake3(hash_ + words).digest()
         fingerprint = self._fingerprints[identity.layout]
-        return namespace(identity.model, identity.world_size, identity.shard, fingerprint, identity.salt) + hash_
+        return namespace(identity.model, identity.world_size, identity.shard, fingerprint, identity.salt).prefix + hash_
 
 
 class _WatchedPolicy(Policy):

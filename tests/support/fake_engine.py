@@ -3,22 +3,52 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 from engine import (
+    AwaitJob,
+    CheckReport,
+    ClearAll,
     Cleared,
+    Command,
+    Deleted,
+    DeleteObjects,
     EngineError,
     EngineStoppedError,
     EngineTimeoutError,
+    Held,
     HistogramReport,
+    JobReport,
+    KernelGroupReport,
     L1Report,
     L2Report,
     LayoutReport,
+    ListJobs,
+    ListObjects,
+    ListSessions,
+    ListWorkers,
+    LookReport,
     LookupReport,
+    LoopReport,
+    MonitorReport,
+    ObjectPage,
+    ObjectReport,
+    Question,
+    SessionPage,
+    SessionReport,
+    StartClear,
     StatusReport,
     TransferReport,
+    WorkerActivity,
+    WorkerPage,
     WorkerReport,
 )
+from service import assets
+from service.context import A, Context
+from service.document import Document
+from service.lifecycle import Lifecycle
 
+DOCUMENT = Document.load(assets.openapi_path())
 LARGE_ID = (1 << 62) + 1
 """An instance id that a double-precision number cannot hold."""
 
@@ -36,8 +66,25 @@ L1 = L1Report(
     evicted_bytes=6 << 25,
     refused_objects=3,
     cleared_objects=4,
+    missed_lookups=(("never_stored", 3), ("evicted", 2)),
     absent_reads=16,
     unready_reads=17,
+)
+
+_GROUP = KernelGroupReport(
+    kernel_group_idx=0,
+    engine_group_idx=3,
+    object_group_idx=0,
+    num_layers=2,
+    layer_indices=(0, 1),
+    tokens_per_block=16,
+    slots_per_block=8,
+    dtype="bfloat16",
+    is_mla=False,
+    attention_backend="FlashAttention, NHD",
+    engine_kv_format="NL_X_TWO_NB_BS_NH_HS",
+    engine_kv_shape="NL x [2, NB, BS, NH, HS]",
+    engine_kv_concrete_shape="2 x [2, 4096, 8, 8, 128]",
 )
 
 SERVER_COPIES = WorkerReport(
@@ -60,6 +107,7 @@ SERVER_COPIES = WorkerReport(
         gpu_kv_concrete_shape="32 x [2, 4096, 16, 8, 128]",
         attention_backend="FLASH_ATTN",
         cache_size_per_token=131072,
+        kernel_groups=(_GROUP, replace(_GROUP, kernel_group_idx=1, layer_indices=(2, 3))),
     ),
 )
 
@@ -145,13 +193,65 @@ UNHEALTHY = replace(
 )
 
 
+CLEARED = JobReport(3, "clear", "done", 9, 9, objects=8, bytes=1 << 28, dry_run=False, age=0.5)
+
+ANSWERS: dict[type[Command[Any]], Any] = {
+    ClearAll: Cleared(objects=8, bytes=1 << 28),
+    StartClear: replace(CLEARED, state="running", done=3),
+    AwaitJob: CLEARED,
+    ListJobs: (replace(CLEARED, id=4, state="running", done=3), CLEARED),
+    ListObjects: ObjectPage(
+        (ObjectReport(b"k" * 48, "llama", 2, 1, b"f" * 16, "tenant", 1 << 25, True, 1, 2.5),), next_seat=512
+    ),
+    DeleteObjects: Deleted(Cleared(1, 1 << 25), missing=2),
+    ListSessions: SessionPage((SessionReport("cmpl-1", b"\0client", 0.5, 12, True, 12, 12 << 25),), next_seat=None),
+    ListWorkers: WorkerPage(
+        (
+            WorkerActivity(
+                LARGE_ID, "llama", 2, "lmcache_driven", "ready", None, 60.5, 0.5, True, Held(2, 1 << 26), Held(0, 0)
+            ),
+        ),
+        next_instance_id=LARGE_ID + 1,
+    ),
+}
+"""By command."""
+
+LOOPS = (LoopReport("engine", 0.2, 0), LoopReport("transfer", 0.1, 0), LoopReport("monitor", 0.1, 3))
+PASSING = MonitorReport(
+    (
+        CheckReport("engine", True, None, None, 0.2, "liveness"),
+        CheckReport("socket", True, None, 0.0005, 0.1, "liveness"),
+        CheckReport("transfer", True, None, 0.0002, 0.1, "liveness"),
+        CheckReport("l2.fs", True, None, 0.01, 1.0, "readiness"),
+    ),
+    LOOPS,
+)
+
+
+def failing(name: str, detail: str) -> MonitorReport:
+    """All checks pass but this one."""
+    checks = [replace(check, ok=False, detail=detail) if check.name == name else check for check in PASSING.checks]
+    return MonitorReport(tuple(checks), LOOPS)
+
+
 class FakeEngine:
     """Answers with one report; refuses everything once it was given a reason to."""
 
-    def __init__(self, report: StatusReport = HEALTHY, refusal: EngineError | None = None) -> None:
+    def __init__(
+        self,
+        report: StatusReport = HEALTHY,
+        refusal: EngineError | None = None,
+        checks: MonitorReport | None = None,
+    ) -> None:
+        """`checks`: by default those that go with the report."""
         self.report = report
         self.refusal = refusal
+        self.found = checks or (PASSING if report.is_healthy else failing("transfer", report.problems[0]))
         self.clears = 0
+
+    def checks(self) -> MonitorReport:
+        """What the monitor has found."""
+        return self.found
 
     def status(self) -> StatusReport:
         """The report, or the refusal."""
@@ -159,19 +259,41 @@ class FakeEngine:
             raise self.refusal
         return self.report
 
-    def clear(self, timeout: float) -> Cleared:
-        """Counts itself, or the refusal."""
+    def ask(self, command: Command[A], timeout: float) -> A:
+        """What `ANSWERS` has for this kind of command, or the refusal; clears are counted."""
         if self.refusal is not None:
             raise self.refusal
-        self.clears += 1
-        return Cleared(objects=8, bytes=1 << 28)
+        self.clears += isinstance(command, ClearAll | StartClear)
+        answer: Any = ANSWERS[type(command)]
+        return answer  # type: ignore[no-any-return]
+
+    def look(self, question: Question, timeout: float) -> LookReport:
+        """Two chunks and a reason, or the refusal."""
+        if self.refusal is not None:
+            raise self.refusal
+        return LookReport(2, "evicted", "chunk 2: it was evicted to make room for others")
 
 
 def stopped() -> FakeEngine:
     """An engine whose thread has ended."""
-    return FakeEngine(refusal=EngineStoppedError("the engine has ended"))
+    refusal = EngineStoppedError("the engine has ended")
+    return FakeEngine(refusal=refusal, checks=failing("engine", "the engine thread has ended"))
 
 
 def stuck() -> FakeEngine:
     """An engine that still reports, but carries out no command."""
     return FakeEngine(refusal=EngineTimeoutError("no answer within 10 s"))
+
+
+def lifecycle(engine: FakeEngine | None) -> Lifecycle:
+    """One that runs with this engine, or has not come so far."""
+    made = Lifecycle()
+    if engine is not None:
+        made.run(engine)  # type: ignore[arg-type]
+    return made
+
+
+def context(engine: FakeEngine | None) -> Context:
+    """What resources get while this engine runs, or while none is ready."""
+    alive = lifecycle(engine)
+    return Context(alive.engine, DOCUMENT, alive)

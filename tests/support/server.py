@@ -34,9 +34,11 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def http(method: str, url: str, body: bytes | None = None, timeout: float = 10.0) -> tuple[int, Any]:
+def http(
+    method: str, url: str, body: bytes | None = None, timeout: float = 10.0, headers: dict[str, str] | None = None
+) -> tuple[int, Any]:
     """Status and JSON body of one request; an error status is an answer, not an exception."""
-    request = urllib.request.Request(url, data=body, method=method)
+    request = urllib.request.Request(url, data=body, method=method, headers=headers or {})
     try:
         with _opener.open(request, timeout=timeout) as response:
             return response.status, json.loads(response.read())
@@ -68,6 +70,11 @@ class ServerProcess:
 
     def is_ready(self) -> bool:
         raise NotImplementedError
+
+    @property
+    def folder(self) -> Path:
+        """A folder for this server's files; it goes with the server."""
+        return Path(self._folder.name)
 
     @property
     def pid(self) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from engine.commands import ClearAll
+from engine.commands import ClearAll, Drain
 from engine.events import CommandAsked, CommandDone, TransfersEnded
 from engine.status import Cleared
 from engine.wire import messages as m
@@ -92,6 +92,39 @@ def test_a_clear_by_a_client_makes_everything_invisible_and_breaks_no_promise(dr
     assert driver.lookup(range(32), request_id="after") == 0
     assert driver.retrieve(range(32), request_id="before") == [b"", True]
     assert driver.cache.used == 0
+
+
+class TestDraining:
+    @pytest.fixture
+    def draining(self, driver: Driver) -> Driver:
+        """Chunk 0 is stored, and the request `promised` has found it before."""
+        driver.register()
+        driver.ask(register_engine_driven(2, model_name="other"))
+        assert driver.store(CHUNK) == [b"", True]
+        assert driver.lookup(CHUNK, request_id="promised") == 1
+        assert driver.handle(CommandAsked(driver.now, 7, Drain())) == [CommandDone(7, None)]
+        return driver
+
+    def test_lookups_find_nothing_and_count_as_no_miss(self, draining: Driver) -> None:
+        assert draining.lookup(CHUNK) == 0
+        assert draining.report().l1.missed_chunks == 0
+        assert draining.report().active_sessions == 1
+
+    def test_a_request_that_looks_up_again_gives_back_what_it_leased(self, draining: Driver) -> None:
+        assert draining.leased == 1
+        assert draining.lookup(CHUNK, request_id="promised") == 0
+        assert draining.leased == 0
+
+    def test_stores_are_skipped_as_done(self, draining: Driver) -> None:
+        assert draining.store(range(100, 116)) == [b"", True]
+        other = key(CHUNK, worker_id=0, model_name="other")
+        assert draining.ask(m.PrepareStore(other, 2)) == NO_SLOTS
+        report = draining.report()
+        assert (report.skipped_stores, report.failed_requests, report.l1.stored_objects) == (1, 0, 1)
+        assert draining.reserved == 0
+
+    def test_what_was_promised_is_still_retrieved(self, draining: Driver) -> None:
+        assert draining.retrieve(CHUNK, request_id="promised") == [b"", True]
 
 
 def test_the_report_is_what_happened(driver: Driver) -> None:

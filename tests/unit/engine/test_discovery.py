@@ -12,7 +12,7 @@ from engine import l2_types, policy_names
 
 
 def test_the_policy_that_exists_is_found() -> None:
-    assert policy_names() == ("lru",)
+    assert policy_names() == ("fifo", "lru")
 
 
 def test_there_is_no_adapter_yet() -> None:

@@ -350,5 +350,71 @@ def test_engine_driven_objects_of_as_many_bytes_can_still_differ(changes: dict[s
     assert one.fingerprint != other.fingerprint
 
 
+GROUPED = [
+    # kv_layout, shape, name, symbols, numbers
+    pytest.param("HND", [9, 2, 8, 12], "NL_X_NB_NH_BS_CS", "NL x [NB, NH, BS, CS]", "2 x [9, 2, 8, 12]", id="fused"),
+    pytest.param("NHD", [9, 8, 2, 12], "NL_X_NB_BS_NH_CS", "NL x [NB, BS, NH, CS]", "2 x [9, 8, 2, 12]", id="NHD"),
+    pytest.param(
+        "NHD", [2, 9, 8, 3, 4], "NL_X_TWO_NB_BS_NH_HS", "NL x [2, NB, BS, NH, HS]", "2 x [2, 9, 8, 3, 4]", id="outside"
+    ),
+    pytest.param(
+        "HND", [9, 2, 3, 8, 4], "NL_X_NB_TWO_NH_BS_HS", "NL x [NB, 2, NH, BS, HS]", "2 x [9, 2, 3, 8, 4]", id="inside"
+    ),
+    pytest.param("HND", [9, 8, 20], "NL_X_NB_BS_HS", "NL x [NB, BS, HS]", "2 x [9, 8, 20]", id="MLA"),
+    pytest.param(
+        "HND",
+        [2, 9, 3, 1, 8, 4],
+        "NL_X_TWO_NB_NH_ONE_BS_HS",
+        "NL x [2, NB, NH, 1, BS, HS]",
+        "2 x [2, 9, 3, 1, 8, 4]",
+        id="RBLN",
+    ),
+]
+
+
+@pytest.mark.parametrize(("kv_layout", "shape", "name", "symbols", "numbers"), GROUPED)
+def test_a_group_is_reported_with_the_shape_of_its_tensors(
+    kv_layout: str, shape: list[int], name: str, symbols: str, numbers: str
+) -> None:
+    [found] = read([cpu_tensor(shape)] * 2, kv_layout, [group([0, 1], tokens_per_block=16)]).report.kernel_groups
+    assert (found.engine_kv_format, found.engine_kv_shape, found.engine_kv_concrete_shape) == (name, symbols, numbers)
+    assert (found.num_layers, found.tokens_per_block, found.slots_per_block) == (2, 16, 8)
+    assert found.is_mla is (len(shape) == 3)
+    assert found.attention_backend
+
+
+def test_one_tensor_with_all_layers_is_reported_with_their_number() -> None:
+    [found] = read([cpu_tensor([9, 5, 2, 8, 3, 4])], "NHD", [group([0])]).report.kernel_groups
+    assert (found.num_layers, found.layer_indices) == (5, (0,))
+    assert (found.engine_kv_format, found.engine_kv_shape, found.engine_kv_concrete_shape) == (
+        "NB_NL_TWO_BS_NH_HS",
+        "[NB, NL, 2, BS, NH, HS]",
+        "[9, 5, 2, 8, 3, 4]",
+    )
+
+
+def test_each_group_is_reported_by_itself() -> None:
+    tensors = [cpu_tensor([4, 8, 4]), cpu_tensor([4, 8, 4]), cpu_tensor([9, 2, 16, 4], dtype="float16")]
+    first, second = read(tensors, groups=[group([0, 1]), group([2], 16, group_id=7)]).report.kernel_groups
+    assert (first.kernel_group_idx, first.engine_group_idx, first.layer_indices) == (0, 0, (0, 1))
+    assert (second.kernel_group_idx, second.engine_group_idx, second.layer_indices) == (1, 7, (2,))
+    assert (first.is_mla, first.dtype, first.tokens_per_block) == (True, "bfloat16", 8)
+    assert (second.is_mla, second.dtype, second.tokens_per_block) == (False, "float16", 16)
+
+
+def test_the_group_of_an_engine_driven_worker_shows_its_chunk_objects() -> None:
+    [one] = slot_layout(payload(), 16).report.kernel_groups
+    assert (one.num_layers, one.tokens_per_block, one.slots_per_block, one.is_mla) == (2, 8, 8, True)
+    assert (one.engine_kv_shape, one.engine_kv_concrete_shape) == ("[NL, CHUNK, HS]", "[2, 16, 12]")
+    [two] = slot_layout(payload(use_mla=False, num_physical_slots=8), 16).report.kernel_groups
+    assert (two.engine_kv_format, two.engine_kv_concrete_shape) == ("TWO_NL_CHUNK_HS", "[2, 2, 8, 12]")
+    assert (two.slots_per_block, two.is_mla) == (4, False)
+
+
+def test_a_report_does_not_grow_with_what_an_engine_driven_worker_claims() -> None:
+    [found] = slot_layout(payload(num_layers=1 << 60), 16).report.kernel_groups
+    assert (found.num_layers, found.layer_indices) == (1 << 60, ())
+
+
 def test_the_two_modes_never_share_a_fingerprint() -> None:
     assert read([cpu_tensor([4, 8, 12])] * 2).fingerprint != slot_layout(payload(), 16).fingerprint

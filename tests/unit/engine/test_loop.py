@@ -10,12 +10,14 @@ from typing import Any
 import pytest
 import zmq
 
-from engine import Cleared, EngineStoppedError
+from engine import AmbiguousError, Cleared, EngineStoppedError
 from engine.commands import ClearAll
 from engine.core import Engine
 from engine.events import (
     CommandAsked,
     CommandDone,
+    Continue,
+    Continued,
     Copy,
     CopyEnded,
     Effect,
@@ -58,13 +60,15 @@ class FakeTransfers:
         self.submitted: list[object] = []
         self.stopped = 0
         self.on_stop: Callable[[], None] = lambda: None
+        self.ends = True
 
     def submit(self, task: object) -> None:
         self.submitted.append(task)
 
-    def stop(self) -> None:
+    def stop(self) -> bool:
         self.stopped += 1
         self.on_stop()
+        return self.ends
 
 
 class Bench:
@@ -263,6 +267,27 @@ def test_a_command_is_answered_by_the_engine(bench: Bench) -> None:
     assert futures[1].result(0) == Cleared(1, 5)
 
 
+@pytest.mark.parametrize("error", [AmbiguousError("say which"), ValueError("a defect")])
+def test_a_command_that_fails_is_its_askers_business(bench: Bench, error: Exception) -> None:
+    def fail(event: Event) -> list[Effect]:
+        raise error
+
+    bench.engine.wants = fail
+    future, called_off = bench.loop.ask(ClearAll()), bench.loop.ask(ClearAll())
+    called_off.cancel()
+    bench.loop._step()
+    assert future.exception(0) is error
+
+
+def test_who_wants_to_continue_has_its_turn_after_the_requests(bench: Bench) -> None:
+    bench.engine.wants = lambda event: [Continue()] if isinstance(event, CommandAsked) else []
+    bench.loop.ask(ClearAll())
+    bench.arrive(m.Noop())
+    bench.loop._step()
+    bench.loop._step()
+    assert [type(event) for event in bench.engine.events] == [CommandAsked, RequestArrived, Continued]
+
+
 def test_a_command_after_the_stop_is_called_off(bench: Bench) -> None:
     bench.loop.stop()
     assert bench.loop.ask(ClearAll()).cancelled()
@@ -278,6 +303,15 @@ def test_at_the_end_whoever_waits_is_answered(bench: Bench) -> None:
     bench.loop.run()
     assert [type(event) for event in bench.engine.events] == [CommandAsked, CommandAsked, UnmapEnded, TransfersEnded]
     assert isinstance(waiting.exception(0), EngineStoppedError)
+    assert bench.router.socket.closed
+
+
+def test_where_a_copy_does_not_end_nobody_is_told_that_it_has(bench: Bench) -> None:
+    """Its client would give the blocks to somebody else while they may still be written."""
+    bench.transfers.ends = False
+    bench.loop.stop()
+    bench.loop.run()
+    assert bench.engine.events == []
     assert bench.router.socket.closed
 
 
@@ -307,6 +341,7 @@ def test_the_transfers_are_ended_and_the_socket_closed_even_if_the_engine_fails(
     def fail(event: Event) -> list[Effect]:
         raise RuntimeError("a broken invariant")
 
+    bench.mailbox.post(UnmapEnded(1000.0, 1))
     bench.engine.wants = fail
     waiting = bench.loop.ask(ClearAll())
     with pytest.raises(RuntimeError, match="a broken invariant"):

@@ -33,6 +33,7 @@ def worker(**changes: Any) -> Worker:
             "mode": "engine_driven",
             "layout": LAYOUT,
             "state": "ready",
+            "registered": 0.0,
             "last_seen": 0.0,
             **changes,
         }
@@ -57,7 +58,7 @@ def test_a_lookup_is_about_the_complete_chunks_before_its_end(end: int, chunks: 
 def test_a_range_has_the_keys_of_its_chunks_and_of_all_before() -> None:
     chunks = prompts().chunks(shards_key(start=16, end=48), worker())
     assert [object_key[16:] for object_key in chunks.keys] == digests(3)
-    assert {object_key[:16] for object_key in chunks.keys} == {chunks.namespace}
+    assert {object_key[:16] for object_key in chunks.keys} == {chunks.namespace.prefix}
     assert chunks.count == 2
     assert chunks.wanted == chunks.keys[1:]
     assert chunks.suffix_first == list(reversed(chunks.keys))

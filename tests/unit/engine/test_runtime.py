@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import mmap
 import os
 import threading
@@ -20,16 +21,20 @@ from engine import (
     Cleared,
     EngineSettings,
     EngineStoppedError,
+    EngineStuckError,
     EngineTimeoutError,
     Liveness,
     Runtime,
     StartError,
 )
+from engine.commands import ClearAll
 from engine.core import Engine
-from engine.events import CommandAsked, Copy, Effect, Event
+from engine.events import CommandAsked, Copy, Effect, Event, Tick
+from engine.l1.arena import PREFIX
 from engine.transfer.torch_copier import TorchCopier
 from engine.wire import messages as m
 from engine.wire.codec import OPERATIONS
+from engine.wire.pinger import Pinger
 from tests.support.polling import until
 from tests.support.shm import segments_of
 from tests.unit.engine.support import (
@@ -48,6 +53,7 @@ from tests.unit.engine.support import (
 Connect = Callable[[Runtime], Client]
 MakeSegment = Callable[[int], Segment]
 MAPS = Path("/proc/self/maps")
+THREADS = ["engine", "monitor", "transfer"]
 TOKENS = list(range(32))
 """Two chunks."""
 
@@ -79,9 +85,9 @@ class TestService:
         assert client.ask(m.GetChunkSize()) == 16
         assert server.status().is_healthy
 
-    def test_it_has_two_threads_and_no_daemon(self, server: Runtime) -> None:
-        ours = [thread for thread in threading.enumerate() if thread.name in ("engine", "transfer")]
-        assert sorted(thread.name for thread in ours) == ["engine", "transfer"]
+    def test_it_has_three_threads_and_no_daemon(self, server: Runtime) -> None:
+        ours = [thread for thread in threading.enumerate() if thread.name in THREADS]
+        assert sorted(thread.name for thread in ours) == THREADS
         assert not any(thread.daemon for thread in ours)
 
     def test_what_was_stored_is_retrieved_into_other_blocks(self, client: Client, segment: MakeSegment) -> None:
@@ -186,23 +192,23 @@ class TestClear:
     def test_it_says_what_was_made_invisible(self, server: Runtime, client: Client, segment: MakeSegment) -> None:
         mapped(client, segment(4096))
         client.ask(m.Store(key(TOKENS, worker_id=0), 1, [[1, 2, 3, 4]], HANDLE))
-        assert server.clear(20) == Cleared(2, 2 * 4096)
+        assert server.ask(ClearAll(), 20) == Cleared(2, 2 * 4096)
         assert lookup(client) == 0
-        assert server.clear(20) == Cleared(0, 0)
+        assert server.ask(ClearAll(), 20) == Cleared(0, 0)
 
     def test_an_engine_that_does_not_answer_is_not_waited_for(
         self, server: Runtime, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         ignore(CommandAsked, monkeypatch)
         with pytest.raises(EngineTimeoutError, match=r"did not answer within 0\.01 seconds"):
-            server.clear(0.01)
+            server.ask(ClearAll(), 0.01)
 
     def test_who_waits_when_it_stops_is_told(self, server: Runtime, monkeypatch: pytest.MonkeyPatch) -> None:
         asked = ignore(CommandAsked, monkeypatch)
         stopper = threading.Thread(target=lambda: asked.wait(20) and server.stop())
         stopper.start()
         with pytest.raises(EngineStoppedError):
-            server.clear(20)
+            server.ask(ClearAll(), 20)
         stopper.join()
 
 
@@ -226,7 +232,7 @@ class TestStop:
         assert len(segments_of(os.getpid())) == 1
         server.stop()
         assert segments_of(os.getpid()) == []
-        assert not any(thread.name in ("engine", "transfer") for thread in threading.enumerate())
+        assert not any(thread.name in THREADS for thread in threading.enumerate())
         server.stop()
 
     def test_it_can_be_asked_nothing_any_more(self, server: Runtime) -> None:
@@ -234,7 +240,7 @@ class TestStop:
         with pytest.raises(EngineStoppedError):
             server.status()
         with pytest.raises(EngineStoppedError):
-            server.clear(1)
+            server.ask(ClearAll(), 1)
 
     def test_its_end_is_no_death(self, start_server: Callable[..., Runtime]) -> None:
         start_server(on_death=pytest.fail).stop()
@@ -268,6 +274,67 @@ class TestStop:
         stopper.join()
         assert [answers[uid] for uid in waiting] == [[packed([b"", True])], [packed([b"", False])], []]
 
+    def test_a_transfer_that_never_ends_is_left_behind(
+        self, server: Runtime, client: Client, segment: MakeSegment, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Its client is not answered: it would use blocks that may still be written."""
+        at_work, go_on = threading.Event(), threading.Event()
+        monkeypatch.setattr(TorchCopier, "copy", lambda self, job: at_work.set() or go_on.wait(20))
+        monkeypatch.setattr("engine.transfer.worker._STOP_SECONDS", 0.05)
+        mapped(client, segment(4096))
+        client.start(m.Store(key(TOKENS, worker_id=0), 1, [[1, 2, 3, 4]], HANDLE))
+        assert at_work.wait(20)
+        with pytest.raises(EngineStuckError, match="threads that do not end: transfer"):
+            server.stop()
+        assert not (SHM / server._arena.name).exists()
+        assert not client._socket.poll(100)
+        go_on.set()
+        until(lambda: not server._transfers._thread.is_alive(), "the transfer thread has ended")
+        server.stop()
+
+    def test_an_engine_thread_that_never_ends_is_left_behind(
+        self, server: Runtime, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        at_work, go_on = threading.Event(), threading.Event()
+        monkeypatch.setattr(server._loop, "_step", lambda: at_work.set() or go_on.wait(20))
+        monkeypatch.setattr("engine.runtime._STOP_SECONDS", 0.05)
+        assert at_work.wait(20)
+        with pytest.raises(EngineStuckError, match="threads that do not end: engine"):
+            server.stop()
+        assert not (SHM / server._arena.name).exists()
+        go_on.set()
+        until(lambda: not server._thread.is_alive(), "the engine thread has ended")
+        server.stop()
+
+
+class TestDrain:
+    def test_what_runs_runs_out_and_nothing_begins(
+        self, server: Runtime, client: Client, segment: MakeSegment, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        mapped(client, segment(4096))
+        client.ask(m.Store(key(TOKENS, worker_id=0), 1, [[1, 2, 3, 4]], HANDLE))
+        assert lookup(client) == 2
+        at_work, go_on, copy = threading.Event(), threading.Event(), TorchCopier.copy
+
+        def slow(self: TorchCopier, job: Copy) -> None:
+            at_work.set()
+            assert go_on.wait(20)
+            copy(self, job)
+
+        monkeypatch.setattr(TorchCopier, "copy", slow)
+        running = client.start(m.Retrieve(key(TOKENS, worker_id=0), 1, [[7, 5, 6, 4]], HANDLE, 0))
+        assert at_work.wait(20)
+        server.drain(20)
+        assert server.status().running_transfers == 1
+        assert client.ask(m.Store(key(range(100, 116), worker_id=0), 1, [[5, 6]], HANDLE)) == [b"", True]
+        assert lookup(client) == 0
+        report = until(lambda: (found := server.status()).skipped_stores and found, "the skipped store is reported")
+        assert (report.running_transfers, report.l1.stored_objects) == (1, 2)
+        go_on.set()
+        assert (reply := client.receive())[0] == running
+        assert unpacked(reply[2]) == [b"", True]
+        until(lambda: server.status().running_transfers == 0, "nothing runs")
+
 
 class TestDeath:
     def test_an_engine_thread_that_dies_is_told_once_and_seen(
@@ -276,20 +343,18 @@ class TestDeath:
         handle, deaths = Engine.handle, []
 
         def fail(self: Engine, event: Event) -> list[Effect]:
-            if isinstance(event, CommandAsked):
+            if isinstance(event, Tick):
                 raise ValueError("a broken invariant")
             return handle(self, event)
 
-        monkeypatch.setattr(Engine, "handle", fail)
         server = start_server(on_death=deaths.append)
-        with pytest.raises(EngineStoppedError):
-            server.clear(20)
+        monkeypatch.setattr(Engine, "handle", fail)
         until(lambda: not server._thread.is_alive(), "the engine thread has ended")
         assert [repr(death) for death in deaths] == ["ValueError('a broken invariant')"]
         with pytest.raises(EngineStoppedError):
             server.status()
         with pytest.raises(EngineStoppedError):
-            server.clear(1)
+            server.ask(ClearAll(), 1)
 
     def test_a_transfer_thread_that_dies_costs_its_workers_and_the_health(
         self, server: Runtime, client: Client, segment: MakeSegment, monkeypatch: pytest.MonkeyPatch
@@ -304,16 +369,18 @@ class TestDeath:
         report = until(lambda: (found := server.status()).problems and found, "the death is reported")
         assert not report.is_healthy
         assert "the transfer thread has ended" in report.problems[0]
+        until(lambda: server.checks().failing(liveness_only=True), "the monitor has found it, too")
+        assert server.status().problems == report.problems
         assert client.ask(store) == [b"", False]
         assert client.ask(m.UnregisterKVCache(1)) is None
         assert client.ask(m.Ping(None)) is True
 
     def test_an_engine_thread_that_is_stuck_is_ill(self, server: Runtime, monkeypatch: pytest.MonkeyPatch) -> None:
         assert server.status().problems == ()
-        monkeypatch.setattr("engine.runtime._SILENCE_SECONDS", -1.0)
-        report = server.status()
+        monkeypatch.setattr("engine.monitor.PATIENCE_SECONDS", -1.0)
+        report = until(lambda: (found := server.status()).problems and found, "the silence is reported")
         assert not report.is_healthy
-        assert "has not reported for" in report.problems[0]
+        assert report.problems[0].startswith("engine: no beat for ")
 
     def test_an_idle_engine_reports_every_second(self, server: Runtime) -> None:
         first = server._loop.published[0]
@@ -332,8 +399,8 @@ class TestStart:
             Runtime(EngineSettings(host="203.0.113.1", port=0, l1_size=MIB), pytest.fail)
 
     def test_an_unknown_policy_is_refused(self) -> None:
-        with pytest.raises(StartError, match="there is no eviction policy 'fifo'"):
-            Runtime(EngineSettings(port=0, eviction_policy="fifo", l1_size=MIB), pytest.fail)
+        with pytest.raises(StartError, match="there is no eviction policy 'mru'"):
+            Runtime(EngineSettings(port=0, eviction_policy="mru", l1_size=MIB), pytest.fail)
 
     def test_an_l1_that_does_not_fit_is_refused_and_the_port_is_free_again(self, server: Runtime) -> None:
         port = int(server.endpoint.rpartition(":")[2])
@@ -342,6 +409,12 @@ class TestStart:
             Runtime(EngineSettings(port=port, l1_size=1 << 60), pytest.fail)
         with zmq.Context() as context, context.socket(zmq.ROUTER) as socket:
             socket.bind(f"tcp://127.0.0.1:{port}")
+
+    def test_what_a_killed_server_left_is_removed(self, start_server: Callable[..., Runtime]) -> None:
+        left = SHM / f"{PREFIX}0_left"
+        left.write_bytes(b"nobody holds a lock on it")
+        start_server()
+        assert not left.exists()
 
     def test_a_start_can_be_watched_and_stopped(self, server: Runtime) -> None:
         port = int(server.endpoint.rpartition(":")[2])
@@ -358,6 +431,38 @@ class TestStart:
         assert segments_of(os.getpid()) == []
         with zmq.Context() as context, context.socket(zmq.ROUTER) as socket:
             socket.bind(f"tcp://127.0.0.1:{port}")
+
+    def test_an_engine_whose_socket_does_not_answer_does_not_start(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("engine.runtime._FIRST_PASS_SECONDS", 0.2)
+        monkeypatch.setattr("engine.wire.pinger.reachable", lambda endpoint: "tcp://127.0.0.1:1")
+        with pytest.raises(StartError, match=r"does not come to life within 0\.2 seconds: socket: no answer yet$"):
+            Runtime(EngineSettings(port=0, l1_size=MIB), pytest.fail)
+        assert not any(thread.name in THREADS for thread in threading.enumerate())
+
+    def test_a_transfer_thread_that_never_begins_is_named(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        go_on = threading.Event()
+        monkeypatch.setattr("engine.runtime._FIRST_PASS_SECONDS", 0.2)
+        monkeypatch.setattr("engine.transfer.worker._STOP_SECONDS", 0.05)
+        monkeypatch.setattr(TorchCopier, "prepare_thread", lambda self: go_on.wait(20))
+        with pytest.raises(StartError, match="transfer: no answer yet"):
+            Runtime(EngineSettings(port=0, l1_size=MIB), pytest.fail)
+        assert segments_of(os.getpid()) == []
+        go_on.set()
+        until(lambda: not any(thread.name in THREADS for thread in threading.enumerate()), "the threads have ended")
+
+    def test_an_engine_whose_monitor_cannot_begin_does_not_start(
+        self, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        def refuse(self: Pinger) -> None:
+            raise zmq.ZMQError(errno.EMFILE)
+
+        monkeypatch.setattr("engine.runtime._FIRST_PASS_SECONDS", 0.2)
+        monkeypatch.setattr(Pinger, "connect", refuse)
+        with pytest.raises(StartError, match="monitor: the monitor thread has ended"):
+            Runtime(EngineSettings(port=0, l1_size=MIB), pytest.fail)
+        assert not any(thread.name in THREADS for thread in threading.enumerate())
+        assert segments_of(os.getpid()) == []
+        assert "Too many open files" in caplog.text
 
     def test_two_engines_do_not_meet(self, start_server: Callable[..., Runtime], connect: Connect) -> None:
         clients = [connect(start_server(chunk_size=size)) for size in (16, 32)]

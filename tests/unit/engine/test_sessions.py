@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from engine.keys import namespace
 from engine.l1.cache import Entry
-from engine.sessions import Session, Sessions, give_back
+from engine.sessions import Session, Sessions
 
 
 def entry(key: bytes) -> Entry:
-    return Entry(key, 0, 4096)
+    return Entry(key, namespace("m", 1, 0, bytes(16), ""), 0, 4096, 0.0, 0)
 
 
 def session(client: bytes, request_id: str, **leases: int) -> Session:
     made = Session(client, request_id, 0.0)
-    made.leases = {key.encode(): (entry(key.encode()), count) for key, count in leases.items()}
+    for key, count in leases.items():
+        made.grant([entry(key.encode())], count)
     return made
 
 
@@ -77,6 +79,19 @@ def test_what_is_given_back_is_what_is_left() -> None:
     sessions.add(one)
     sessions.take("r", b"a")
     sessions.take("r", b"b")
-    assert [(held.key, count) for held, count in give_back(one, [b"a", b"b", b"x"])] == [(b"a", 2)]
-    assert give_back(one, [b"a", b"b"]) == []
+    held = one.give_back(b"a")
+    assert held is not None
+    assert (held[0].key, held[1]) == (b"a", 2)
+    assert [one.give_back(key) for key in (b"a", b"b", b"x")] == [None, None, None]
     assert list(one.leases) == [b"c"]
+    assert one.leased_bytes == 4096
+
+
+def test_a_page_shows_the_sessions_that_are_there() -> None:
+    sessions = Sessions()
+    one, other, third = session(b"1", "r"), session(b"2", "r"), session(b"3", "r")
+    for each in (one, other, third):
+        sessions.add(each)
+    assert sessions.page(0, 2).members == [one, other]
+    sessions.remove(other)
+    assert sessions.page(0, 3).members == [one, third]

@@ -25,6 +25,7 @@ def worker(instance_id: int, **changes: Any) -> Worker:
             "mode": "engine_driven",
             "layout": layout(16),
             "state": "ready",
+            "registered": 0.0,
             "last_seen": 0.0,
             **changes,
         }

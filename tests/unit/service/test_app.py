@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from dataclasses import replace
 
@@ -13,9 +14,19 @@ from service import assets
 from service.app import create_app
 from service.context import Context, Engine
 from service.document import Document
+from service.logs import Logs
 from service.status_view import status_body
 from service.validation import BODY_LIMIT
-from tests.support.fake_engine import HEALTHY, LARGE_ID, UNHEALTHY, FakeEngine, stopped, stuck
+from tests.support.fake_engine import (
+    HEALTHY,
+    LARGE_ID,
+    UNHEALTHY,
+    FakeEngine,
+    context,
+    failing,
+    stopped,
+    stuck,
+)
 from tests.support.polling import until
 
 DOCUMENT = Document.load(assets.openapi_path())
@@ -24,7 +35,7 @@ READING = ["/", "/api/healthcheck", "/healthcheck", "/api/status", "/status"]
 
 
 def client(engine: Engine | None) -> TestClient:
-    return TestClient(create_app(Context(lambda: engine, DOCUMENT), validate_responses=True))
+    return TestClient(create_app(context(engine), validate_responses=True))
 
 
 def problem(result: Result, status: int) -> dict[str, object]:
@@ -49,12 +60,9 @@ def test_the_root_answers_in_every_state(engine: Engine | None) -> None:
     [
         (FakeEngine(), 200, {"status": "healthy"}),
         (None, 503, {"status": "unhealthy", "reason": NOT_READY}),
-        (stopped(), 503, {"status": "unhealthy", "reason": "the engine has ended"}),
-        (
-            FakeEngine(UNHEALTHY),
-            503,
-            {"status": "unhealthy", "reason": "the transfer thread has ended; the engine thread is late"},
-        ),
+        (stopped(), 503, {"status": "unhealthy", "reason": "engine: the engine thread has ended"}),
+        (FakeEngine(UNHEALTHY), 503, {"status": "unhealthy", "reason": "transfer: the transfer thread has ended"}),
+        (FakeEngine(checks=failing("l2.fs", "no such folder")), 200, {"status": "healthy"}),
     ],
 )
 def test_the_health_check_says_what_is_wrong(path: str, engine: Engine | None, status: int, body: object) -> None:
@@ -189,12 +197,14 @@ class Broken(FakeEngine):
         raise RuntimeError("a secret of the inside")
 
 
-def test_an_unexpected_error_shows_no_internals(caplog: pytest.LogCaptureFixture) -> None:
-    result = client(Broken()).simulate_get("/api/status", headers={"X-Request-ID": "abc-1"})
+def test_an_unexpected_error_shows_no_internals() -> None:
+    written = io.StringIO()
+    with Logs().written(written, "human"):
+        result = client(Broken()).simulate_get("/api/status", headers={"X-Request-ID": "abc-1"})
     assert "secret" not in result.text
     assert problem(result, 500)["request_id"] == "abc-1"
-    assert "abc-1" in caplog.text
-    assert "a secret of the inside" in caplog.text
+    assert "GET /api/status failed [request abc-1]" in written.getvalue()
+    assert "a secret of the inside" in written.getvalue()
 
 
 def test_a_refusal_that_is_in_no_table_is_a_500() -> None:

@@ -22,11 +22,13 @@ operationId: getThing
 summary: Get it
 description: Gets it.
 x-curl: curl http://127.0.0.1:8080/thing/1
+x-role: reader
 parameters:
   - {name: id, in: path, required: true, schema: {type: integer}, example: 1}
 responses:
   "200": {description: Good., content: {application/json: {schema: {type: integer}, example: 1}}}
   "400": {description: Bad.}
+  "401": {description: Unknown.}
   "413": {description: Big.}
   "500": {description: Broken.}
 """
@@ -130,7 +132,7 @@ def test_a_status_that_nothing_answers_refuses_the_start(package) -> None:
     ]
 
 
-@pytest.mark.parametrize("status", ["400", "413", "500"])
+@pytest.mark.parametrize("status", ["400", "401", "413", "500"])
 def test_the_middlewares_statuses_must_be_in_the_document(package, status: str) -> None:
     operation = yaml.safe_load(OPERATION)
     del operation["responses"][status]
@@ -146,9 +148,64 @@ def test_a_body_with_named_media_types_can_meet_415(package) -> None:
     ]
 
 
-def test_a_guarded_operation_can_meet_401_and_403(package) -> None:
-    differences = refusal(document(OPERATION + "security: [{bearer: []}]\n"), package(thing_api=THING))
-    assert [difference.split(" can answer ")[1][:3] for difference in differences] == ["401", "403"]
+def changing(role: str, method: str, statuses: str = "") -> Document:
+    """The document with an operation that is not a GET, and what it needs of its caller."""
+    operation = yaml.safe_load(OPERATION.replace("x-role: reader", f"x-role: {role}") + statuses)
+    return Document({"openapi": "3.1.0", "paths": {"/thing/{id}": {method: operation}}})
+
+
+def test_an_operators_operation_can_meet_403(package) -> None:
+    resources = package(thing_api=THING.replace("on_get", "on_post"))
+    assert refusal(changing("operator", "post"), resources) == [
+        "POST /thing/{id}: the middleware can answer 403, but openapi.yaml does not have it"
+    ]
+
+
+def test_a_readers_operation_never_meets_403(package) -> None:
+    assert refusal(document(OPERATION + '  "403": {description: No.}\n'), package(thing_api=THING)) == [
+        "GET /thing/{id}: openapi.yaml has status 403, but nothing answers it; "
+        "it is for operations with `x-role: operator`"
+    ]
+
+
+def test_where_a_response_is_shared_the_refusal_tells_the_line_to_add(package) -> None:
+    operation = yaml.safe_load(OPERATION)
+    del operation["responses"]["401"]
+    described = document(yaml.safe_dump(operation))
+    described.content["components"] = {"responses": {"Unauthorized": {"description": "Unknown."}}}
+    assert refusal(described, package(thing_api=THING)) == [
+        "GET /thing/{id}: the middleware can answer 401, but openapi.yaml does not have it; "
+        'add to its responses: "401": {$ref: "#/components/responses/Unauthorized"}'
+    ]
+
+
+def test_an_operation_that_does_not_say_whose_it_is_refuses_the_start(package) -> None:
+    assert refusal(document(without("x-role")), package(thing_api=THING)) == [
+        "GET /thing/{id}: has no x-role; write one of probe, metrics, reader, operator: what it needs of its caller"
+    ]
+    assert refusal(document(OPERATION.replace("reader", "admin")), package(thing_api=THING)) == [
+        "GET /thing/{id}: x-role is 'admin'; write one of probe, metrics, reader, operator: what it needs of its caller"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("method", "role", "difference"),
+    [
+        ("get", "operator", "GET /thing/{id}: x-role is operator, but a GET changes nothing; write reader"),
+        ("put", "reader", "PUT /thing/{id}: x-role is reader, but a PUT changes something; write operator"),
+        ("delete", "probe", "DELETE /thing/{id}: x-role is probe, but a DELETE changes something; write operator"),
+        ("post", "metrics", "POST /thing/{id}: x-role is metrics; write operator, or reader if it changes nothing"),
+    ],
+)
+def test_what_changes_something_is_for_operators_and_reading_never_is(package, method, role, difference) -> None:
+    forbidden = '  "403": {description: No.}\n' if role == "operator" else ""
+    resources = package(thing_api=THING.replace("on_get", f"on_{method}"))
+    assert refusal(changing(role, method, forbidden), resources) == [difference]
+
+
+def test_a_post_that_reads_says_so(package) -> None:
+    resources = package(thing_api=THING.replace("on_get", "on_post"))
+    create_app(Context(lambda: None, changing("reader", "post")), resources=resources)
 
 
 def test_a_duplicate_route_refuses_the_start(package) -> None:

@@ -10,6 +10,7 @@ from queue import SimpleQueue
 import pytest
 
 import service.__main__ as root
+from engine import EngineStuckError
 from service import assets
 from service.document import Document
 from tests.support.fake_engine import FakeEngine
@@ -36,6 +37,9 @@ class FakeRuntime(FakeEngine):
     def endpoint(self) -> str:
         return "tcp://127.0.0.1:1"
 
+    def drain(self, timeout: float) -> None:
+        """Nothing runs."""
+
     def stop(self) -> None:
         self.stops += 1
 
@@ -52,7 +56,7 @@ def http_threads() -> list[str]:
 
 
 def test_a_dead_engine_ends_the_process_in_order(monkeypatch, capsys, caplog) -> None:
-    """Dies when it is asked for its endpoint, by when the slot is filled and HTTP is up."""
+    """Dies when it is asked for its endpoint, by when HTTP has it."""
 
     def die(self: FakeRuntime) -> str:
         self.on_death(RuntimeError("broken invariant"))
@@ -67,21 +71,67 @@ def test_a_dead_engine_ends_the_process_in_order(monkeypatch, capsys, caplog) ->
     assert http_threads() == []
 
 
-def test_http_says_not_ready_while_the_engine_stops(monkeypatch, capsys) -> None:
-    answers = []
+@pytest.mark.parametrize(
+    ("reason", "health", "live", "code"),
+    [
+        (RuntimeError("x"), "the engine has ended", (503, "failed: RuntimeError: x"), 1),
+        (signal.SIGTERM, "the server is stopping", (200, None), 0),
+    ],
+)
+def test_probes_tell_why_the_engine_stops(monkeypatch, capsys, reason, health: str, live, code: int) -> None:
+    answers = {}
 
     def stop(self: FakeRuntime) -> None:
         url = capsys.readouterr().out.split()[-1]
-        answers.append(http("GET", url + "/api/healthcheck"))
+        answers.update({path: http("GET", url + path) for path in ("/api/healthcheck", "/api/livez", "/api/readyz")})
 
     def endpoint(self: FakeRuntime) -> str:
-        self.on_death(RuntimeError("x"))
+        self.on_death(reason)
         return "tcp://127.0.0.1:1"
 
     monkeypatch.setattr(FakeRuntime, "endpoint", property(endpoint))
     monkeypatch.setattr(FakeRuntime, "stop", stop)
-    root.main(FLAGS)
-    assert answers == [(503, {"status": "unhealthy", "reason": "engine not initialized"})]
+    assert root.main(FLAGS) == code
+    assert answers["/api/healthcheck"] == (503, {"status": "unhealthy", "reason": health})
+    status, body = answers["/api/livez"]
+    assert (status, body.get("detail")) == live
+    assert answers["/api/readyz"][0] == 503
+
+
+def test_an_engine_that_does_not_stop_is_no_success(monkeypatch, caplog) -> None:
+    def stop(self: FakeRuntime) -> None:
+        raise EngineStuckError("threads that do not end: transfer")
+
+    def endpoint(self: FakeRuntime) -> str:
+        self.on_death(signal.SIGTERM)
+        return "tcp://127.0.0.1:1"
+
+    monkeypatch.setattr(FakeRuntime, "endpoint", property(endpoint))
+    monkeypatch.setattr(FakeRuntime, "stop", stop)
+    assert root.main(FLAGS) == 1
+    assert "threads that do not end: transfer; the process ends without them" in caplog.text
+    assert http_threads() == []
+
+
+def test_a_thread_that_does_not_end_is_left_behind_by_the_process(monkeypatch, caplog) -> None:
+    go_on, codes = threading.Event(), []
+    monkeypatch.setattr(root.os, "_exit", codes.append)
+    monkeypatch.setattr(root.logging, "shutdown", lambda: None)
+    wedged = threading.Thread(target=go_on.wait, name="wedged")
+    wedged.start()
+    root.leave(0)
+    go_on.set()
+    wedged.join()
+    assert codes == [1]
+    assert "wedged" in caplog.text
+
+
+@pytest.mark.parametrize("code", [0, 1, 2])
+def test_without_such_a_thread_the_exit_code_is_what_it_was(monkeypatch, code: int) -> None:
+    monkeypatch.setattr(root.threading, "enumerate", lambda: [threading.main_thread()])
+    with pytest.raises(SystemExit) as left:
+        root.leave(code)
+    assert left.value.code == code
 
 
 def test_a_stop_during_the_start_ends_it_at_once(monkeypatch, capsys) -> None:
@@ -101,7 +151,7 @@ def test_a_stop_during_the_start_ends_it_at_once(monkeypatch, capsys) -> None:
 
 
 def test_the_start_logs_each_tenth_of_the_allocation(caplog) -> None:
-    progress = root.StartProgress(20 << 30, SimpleQueue())
+    progress = root.StartProgress(20 << 30, SimpleQueue(), lambda part: None)
     with caplog.at_level("INFO"):
         for done in range(1 << 30, (20 << 30) + 1, 1 << 30):
             progress(done)
@@ -122,6 +172,6 @@ def test_a_difference_between_code_and_document_refuses_the_start(monkeypatch, c
 
 
 def test_a_policy_without_a_name_in_the_schema_refuses_the_start(monkeypatch, capsys) -> None:
-    monkeypatch.setattr(root, "policy_names", lambda: ("fifo", "lru"))
+    monkeypatch.setattr(root, "policy_names", lambda: ("fifo", "lru", "mru"))
     assert root.main(FLAGS) == 2
-    assert "fifo_policy.py exists, but config/schema.json does not allow 'fifo'" in capsys.readouterr().err
+    assert "mru_policy.py exists, but config/schema.json does not allow 'mru'" in capsys.readouterr().err

@@ -8,9 +8,11 @@ import pytest
 
 from engine import GIB, MIB, EngineSettings, Liveness
 from service import assets
-from service.problems import ConfigError
-from service.schema import load_schema
-from service.settings import HttpSettings, Override, Settings, load_settings
+from service.access import Policy
+from service.commands import show_config
+from service.problems import DEFAULT, ConfigError, Origin, dotted
+from service.schema import check, is_secret, load_schema
+from service.settings import HttpSettings, LogSettings, Override, Setting, Settings, load_settings
 
 SCHEMA = load_schema(assets.schema_path())
 
@@ -48,6 +50,7 @@ def test_without_a_file_everything_is_at_the_engines_own_defaults() -> None:
     settings = load_settings(SCHEMA, None, (), {})
     assert settings.engine == EngineSettings()
     assert settings.http == HttpSettings("127.0.0.1", 8080, 4)
+    assert settings.log == LogSettings()
     assert {each.origin.label for each in settings.listing} == {"default"}
 
 
@@ -56,15 +59,20 @@ def test_every_setting_can_be_given_in_the_file(load) -> None:
         """
         server: {host: 0.0.0.0, port: 1, chunk_size: 16, hash_algorithm: blake3, worker_timeout: 1,
                  registration_grace: 2, session_ttl: 3, lease_ttl: 4, reservation_ttl: 5, transfer_max_age: 6.5,
-                 flag_reconnects: false}
-        http: {host: localhost, port: 2, threads: 3}
-        l1: {size: 1.5GiB, eviction_policy: LRU}
+                 flag_reconnects: false, drain_timeout: 0.5}
+        http: {host: localhost, port: 2, threads: 3, tokens: [], allow_unauthenticated: true, open_probes: false,
+               open_metrics: true}
+        log: {level: debug, format: human}
+        l1: {size: 1.5GiB, max_size: 2GiB, eviction_policy: LRU}
         l2: []
         """
     )
     liveness = Liveness(1, 2, 3, 4, 5, 6.5, False)
-    assert settings.engine == EngineSettings("0.0.0.0", 1, 16, "blake3", liveness, 3 * GIB // 2, "lru", ())
-    assert settings.http == HttpSettings("localhost", 2, 3)
+    engine = EngineSettings("0.0.0.0", 1, 16, "blake3", liveness, 3 * GIB // 2, 2 * GIB, "lru", (), 0.5)
+    assert settings.engine == engine
+    assert settings.http == HttpSettings("localhost", 2, 3, (), True, False, True)
+    assert settings.http.policy == Policy((), True, False, True)
+    assert settings.log == LogSettings("debug", "human")
 
 
 def test_a_flag_wins_over_the_file_and_the_file_over_the_default(load) -> None:
@@ -93,7 +101,11 @@ def test_the_origin_of_a_value_in_the_file_is_its_line(load, tmp_path: Path) -> 
     [
         ("sever: {}", 'f.yaml:1: sever = {}: unknown key, did you mean "server"?'),
         ("server:\n  Port: 5", 'f.yaml:2: server.Port = 5: unknown key, did you mean "port"?'),
-        ("http:\n  zzz: 5", "f.yaml:2: http.zzz = 5: unknown key, the keys here are host, port, threads"),
+        (
+            "http:\n  zzz: 5",
+            "f.yaml:2: http.zzz = 5: unknown key, the keys here are host, port, threads, tokens, "
+            "allow_unauthenticated, open_probes, open_metrics",
+        ),
         ("server: {port: http}", "f.yaml:1: server.port = http: must be a whole number"),
         ("server: {port: 70000}", "f.yaml:1: server.port = 70000: must be at most 65535"),
         ("server: {port: -1}", "f.yaml:1: server.port = -1: must be at least 0"),
@@ -109,7 +121,7 @@ def test_the_origin_of_a_value_in_the_file_is_its_line(load, tmp_path: Path) -> 
         ("http: {threads: 65}", "f.yaml:1: http.threads = 65: must be at most 64"),
         (
             "l1: {eviction_policy: lrx}",
-            'f.yaml:1: l1.eviction_policy = lrx: is not one of lru, did you mean "lru"?',
+            'f.yaml:1: l1.eviction_policy = lrx: is not one of fifo, lru, did you mean "lru"?',
         ),
         ("l1:", "f.yaml:1: l1 = null: must be a mapping of keys"),
         (
@@ -118,6 +130,9 @@ def test_the_origin_of_a_value_in_the_file_is_its_line(load, tmp_path: Path) -> 
             ),
         ("l1: {size: 4gb}", "f.yaml:1: l1.size = 4gb: must be written like 4GiB, 512MiB, 1.5GiB, 4294967296"),
         ("l1: {size: 1KiB}", "f.yaml:1: l1.size = 1KiB: must be at least 1MiB"),
+        ("l1: {max_size: 512MiB}", "f.yaml:1: l1.max_size = 512MiB: must be at least l1.size"),
+        ("l1: {size: 2GiB, max_size: 1GiB}", "f.yaml:1: l1.max_size = 1GiB: must be at least l1.size"),
+        ("l1: {max_size: 1KiB}", "f.yaml:1: l1.max_size = 1KiB: must be at least 1MiB"),
         ("l1: {size: 1.5}", "f.yaml:1: l1.size = 1.5: must be a whole number or text"),
         ("l2: [{type: fs}]", "f.yaml:1: l2[0].type = fs: is not known; there is none yet"),
         ("l2: [{path: /x}]", "f.yaml:1: l2[0] = a mapping: needs the key type"),
@@ -174,3 +189,71 @@ def test_a_file_that_is_not_there_is_one_problem() -> None:
 
 def test_the_smallest_l1_is_a_mebibyte(load) -> None:
     assert load("l1: {size: 1MiB}").engine.l1_size == MIB
+
+
+SECRET = "geheim-7"
+HIDDEN = [
+    ("log: {format: '${S}'}", "f.yaml:1: log.format = ${S}: is not one of auto, human, json"),
+    ("log: {level: 'x${S}'}", "f.yaml:1: log.level = x${S}: is not one of debug, info, warning, error"),
+    ("server:\n  port: ${S}", "f.yaml:2: server.port = ${S}: must be a whole number"),
+    ("server: {pasword: '${S}'}", "f.yaml:1: server.pasword = ${S}: unknown key, the keys here are host"),
+    ("server: '${S}'", "f.yaml:1: server = ${S}: must be a mapping of keys"),
+    ("l1: {size: '${S}'}", "f.yaml:1: l1.size = ${S}: must be written like"),
+    ("l1: {size: '${SIZE}'}", "f.yaml:1: l1.size = ${SIZE}: must be at least 1MiB"),
+    ("l1: {eviction_policy: '${S}'}", "f.yaml:1: l1.eviction_policy = ${S}: is not one of fifo, lru"),
+    ("l2: [{type: '${S}'}]", "f.yaml:1: l2[0].type = ${S}: is not known"),
+    ("l2: ['${S}']", "f.yaml:1: l2[0] = ${S}: must be a mapping of keys"),
+    ("${S}", "f.yaml:1: ${S}: must be a mapping of keys"),
+    ("http:\n  port: ${INT}", "f.yaml:2: http.port: ${INT} cannot be read as the kind of value that it looks like"),
+    ("http: {port: '${}', host: '${S}'}", "f.yaml:1: http.port: ${} does not name an environment variable"),
+]
+
+
+@pytest.mark.parametrize(("text", "problem"), HIDDEN)
+def test_a_value_from_the_environment_is_named_by_its_variable(load, text: str, problem: str) -> None:
+    environ = {"S": SECRET, "SIZE": "77B", "INT": "0b_"}
+    with pytest.raises(ConfigError) as caught:
+        load(text, environ=environ)
+    told = caught.value.__cause__
+    assert told is not None
+    assert told.args[0].startswith(problem)
+    assert [value for value in (SECRET, "77B", "0b_") if value in str(told.args)] == []
+
+
+def test_no_rule_of_the_schema_quotes_a_value_that_is_not_to_be_shown(load) -> None:
+    """Also those that no message here was written for: the library's own quote the value and what is around it."""
+    rules = {"maxLength": 1, "const": "x", "not": {"type": "string"}, "oneOf": [{"const": 1}], "minLength": 99}
+    for rule, argument in rules.items():
+        schema = {"type": "object", "properties": {"a": {"type": "string", rule: argument}}}
+        [problem] = check(schema, {"a": SECRET}, {("a",): Origin("environment S (f:1)", "f:1", "${S}")})
+        assert str(problem).startswith("f:1: a = ${S}: must ")
+    schema = {"properties": {"a": {"type": "array", "uniqueItems": True}}}
+    [problem] = check(schema, {"a": [SECRET, SECRET]}, {("a",): Origin("f:1", "f:1")})
+    assert str(problem) == "f:1: a = a list: must fit the rule uniqueItems: true"
+
+
+def test_what_the_schema_calls_secret_is_not_shown(load) -> None:
+    key = {"type": "string", "pattern": "^[a-z]+$", "examples": ["abc"], "x-secret": True}
+    schema = {"properties": {"a": {"properties": {"key": key, "keys": {"items": key}}}}}
+    problems = check(schema, {"a": {"key": SECRET, "keys": [SECRET]}}, {})
+    assert [str(problem) for problem in problems] == [
+        "a.key = ***: must be written like abc",
+        "a.keys[0] = ***: must be written like abc",
+    ]
+
+
+def test_the_listing_masks_what_is_secret_or_from_the_environment(load) -> None:
+    settings = load("http:\n  host: '${S}'\nserver:\n  host: x${S}\n  port: ${P}\n", environ={"S": SECRET, "P": "7"})
+    shown = {dotted(each.path): each.masked_value for each in settings.listing}
+    assert (shown["http.host"], shown["server.host"], shown["server.port"]) == ("***", "***", "***")
+    assert (shown["http.port"], shown["http.tokens"], shown["l2"]) == (8080, [], [])
+    assert SECRET not in "\n".join(show_config(settings))
+    assert Setting(("a",), SECRET, DEFAULT, is_secret=True).masked_value == "***"
+    assert SECRET not in repr(settings.listing)
+
+
+def test_a_secret_key_is_known_by_the_nearest_thing_that_is_marked() -> None:
+    assert is_secret(SCHEMA, ("http", "tokens"))
+    assert is_secret(SCHEMA, ("http", "tokens", 0, "whatever"))
+    assert not is_secret(SCHEMA, ("http", "tokens", 0, "file"))
+    assert not is_secret(SCHEMA, ("http", "host"))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, replace
 
 from service.status_view import status_body
-from tests.support.fake_engine import ENGINE_COPIES, HEALTHY, L1, LARGE_ID, UNHEALTHY
+from tests.support.fake_engine import ENGINE_COPIES, HEALTHY, L1, LARGE_ID, SERVER_COPIES, UNHEALTHY
 
 
 def test_the_body_says_what_the_report_says() -> None:
@@ -53,7 +53,9 @@ def test_the_body_says_what_the_report_says() -> None:
 def test_workers_of_both_modes_are_listed_with_null_for_what_a_mode_does_not_know() -> None:
     meta = status_body(HEALTHY)["gpu_context_meta"]
     assert list(meta) == [str(LARGE_ID), "7"]
-    assert meta[str(LARGE_ID)]["kv_cache_layout"]["hidden_dim_sizes"] == (1024, 512)
+    layout = meta[str(LARGE_ID)]["kv_cache_layout"]
+    assert layout == {**asdict(SERVER_COPIES.layout), "kernel_groups": layout["kernel_groups"]}
+    assert layout["kernel_groups"] == [asdict(group) for group in SERVER_COPIES.layout.kernel_groups]
     assert meta["7"] == {
         "model_name": "/models/deepseek",
         "world_size": 1,
@@ -61,7 +63,7 @@ def test_workers_of_both_modes_are_listed_with_null_for_what_a_mode_does_not_kno
         "transfer_mode": "engine_driven",
         "state": "unsupported",
         "problem": "a group has a sliding window",
-        "kv_cache_layout": asdict(ENGINE_COPIES.layout),
+        "kv_cache_layout": {**asdict(ENGINE_COPIES.layout), "kernel_groups": []},
     }
 
 

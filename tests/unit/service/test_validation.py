@@ -27,6 +27,7 @@ paths:
       summary: Put
       description: Puts.
       x-curl: curl -X PUT http://127.0.0.1:8080/things/1
+      x-role: operator
       parameters:
         - {{name: limit, in: query, schema: {{type: integer, maximum: 10}}, example: 1}}
         - {{name: ratio, in: query, schema: {{type: number}}, example: 1}}
@@ -44,6 +45,8 @@ paths:
       responses:
         "200": {{description: x, content: {{application/json: {{schema: {{type: object}}, example: {{}}}}}}}}
         "400": {PROBLEM}
+        "401": {PROBLEM}
+        "403": {PROBLEM}
         "413": {PROBLEM}
         "415": {PROBLEM}
         "500": {PROBLEM}

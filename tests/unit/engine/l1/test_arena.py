@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
+import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,7 +15,8 @@ import pytest
 import torch
 
 from engine import StartError
-from engine.l1.arena import Arena
+from engine.l1.arena import PREFIX, Arena, remove_leftovers
+from tests.support.server import ROOT
 from tests.unit.engine.support import SHM
 
 MIB = 1 << 20
@@ -66,6 +71,54 @@ def test_a_name_that_is_taken_is_refused_and_left_alone() -> None:
     assert PATH.read_bytes() == b"somebody's"
 
 
+KILLED = """
+import os, signal, sys
+from engine.l1.arena import Arena
+arena = Arena(sys.argv[1], 1 << 20)
+assert os.path.exists(f"/dev/shm/{arena.name}")
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_what_a_killed_server_left_is_removed_and_the_living_stay() -> None:
+    left = f"{PREFIX}{os.getpid()}_left"
+    with subprocess.Popen([sys.executable, "-c", KILLED, left], cwd=ROOT) as killed:
+        assert killed.wait(timeout=60) == -signal.SIGKILL
+    living = Arena(f"{PREFIX}{os.getpid()}_living", MIB)
+    assert living.name not in remove_leftovers()
+    assert not (SHM / left).exists()
+    assert (SHM / living.name).exists()
+    living.close()
+
+
+def test_what_is_no_arena_is_left_alone() -> None:
+    folder = SHM / f"{PREFIX}{os.getpid()}_folder"
+    link = SHM / f"{PREFIX}{os.getpid()}_link"
+    folder.mkdir()
+    link.symlink_to("/etc/hostname")
+    PATH.write_bytes(b"of another name")
+    try:
+        assert {folder.name, link.name, NAME}.isdisjoint(remove_leftovers())
+        assert (folder.is_dir(), link.is_symlink(), PATH.exists()) == (True, True, True)
+    finally:
+        folder.rmdir()
+        link.unlink()
+
+
+def test_an_arena_taken_for_a_leftover_while_it_is_made_is_made_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    lock = fcntl.flock
+
+    def lock_late(descriptor: int, operation: int) -> None:
+        monkeypatch.setattr(fcntl, "flock", lock)
+        PATH.unlink()
+        lock(descriptor, operation)
+
+    monkeypatch.setattr(fcntl, "flock", lock_late)
+    arena = Arena(NAME, MIB)
+    assert PATH.stat().st_size == MIB
+    arena.close()
+
+
 def test_a_size_that_does_not_fit_is_refused_and_leaves_nothing() -> None:
     with pytest.raises(StartError, match=r"does not fit into /dev/shm, which has \d+ bytes free"):
         Arena(NAME, 1 << 60)
@@ -74,21 +127,21 @@ def test_a_size_that_does_not_fit_is_refused_and_leaves_nothing() -> None:
 
 def test_its_making_shows_progress_and_can_be_given_up() -> None:
     done: list[int] = []
-    Arena(NAME, MIB, done.append).close()
+    Arena(NAME, MIB, progress=done.append).close()
     assert done == [MIB]
 
     def give_up(done: int) -> None:
         raise InterruptedError
 
     with pytest.raises(InterruptedError):
-        Arena(NAME, MIB, give_up)
+        Arena(NAME, MIB, progress=give_up)
     assert not PATH.exists()
 
 
 def test_it_says_how_far_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("engine.l1.arena._STEP_BYTES", MIB)
     told: list[int] = []
-    Arena(NAME, 2 * MIB + 4096, told.append).close()
+    Arena(NAME, 2 * MIB + 4096, progress=told.append).close()
     assert told == [MIB, 2 * MIB, 2 * MIB + 4096]
 
 
@@ -97,7 +150,7 @@ def test_it_can_be_stopped_on_the_way_and_leaves_nothing() -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        Arena(NAME, MIB, stop)
+        Arena(NAME, MIB, progress=stop)
     assert not PATH.exists()
 
 

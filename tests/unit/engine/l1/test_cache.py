@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import pytest
 
+from engine.keys import namespace
 from engine.l1.cache import ALIGNMENT, Entry, L1Cache, NoSpaceError
 from engine.l1.policies.lru_policy import Policy
 from engine.status import Cleared
 
 SLOT = ALIGNMENT
+NAMESPACE = namespace("m", 1, 0, bytes(16), "")
 
 
 def cache_of(slots: int) -> L1Cache:
@@ -17,7 +19,7 @@ def cache_of(slots: int) -> L1Cache:
 
 def put(cache: L1Cache, key: str, slots: int = 1) -> Entry:
     """A ready object."""
-    entry = cache.reserve(key.encode(), slots * SLOT)
+    entry = cache.reserve(key.encode(), slots * SLOT, NAMESPACE, 0.0)
     cache.commit(entry)
     return entry
 
@@ -34,13 +36,13 @@ def test_capacity_is_whole_slots() -> None:
 @pytest.mark.parametrize(("size", "occupied"), [(1, SLOT), (SLOT, SLOT), (SLOT + 1, 2 * SLOT)])
 def test_an_object_occupies_whole_slots(size: int, occupied: int) -> None:
     cache = cache_of(4)
-    assert cache.reserve(b"a", size).size == occupied
+    assert cache.reserve(b"a", size, NAMESPACE, 0.0).size == occupied
     assert cache.used == occupied
 
 
 def test_what_is_being_written_is_held_but_not_found() -> None:
     cache = cache_of(2)
-    entry = cache.reserve(b"a", SLOT)
+    entry = cache.reserve(b"a", SLOT, NAMESPACE, 0.0)
     assert cache.holds(b"a")
     assert cache.find(b"a") is None
     cache.commit(entry)
@@ -49,7 +51,7 @@ def test_what_is_being_written_is_held_but_not_found() -> None:
 
 def test_what_was_not_written_leaves_nothing() -> None:
     cache = cache_of(1)
-    cache.abort(cache.reserve(b"a", SLOT))
+    cache.abort(cache.reserve(b"a", SLOT, NAMESPACE, 0.0))
     assert not cache.holds(b"a")
     assert cache.used == 0
     put(cache, "b")
@@ -69,13 +71,13 @@ def test_what_is_leased_or_being_written_is_not_evicted() -> None:
     cache = cache_of(3)
     leased = put(cache, "a")
     cache.lease(leased)
-    cache.reserve(b"b", SLOT)
+    cache.reserve(b"b", SLOT, NAMESPACE, 0.0)
     put(cache, "c")
     put(cache, "d")
     assert names(cache, "acd") == "ad"
     cache.lease(cache.find(b"d") or leased)
     with pytest.raises(NoSpaceError):
-        cache.reserve(b"e", SLOT)
+        cache.reserve(b"e", SLOT, NAMESPACE, 0.0)
 
 
 def test_when_no_room_can_be_made_nothing_is_evicted() -> None:
@@ -86,7 +88,7 @@ def test_when_no_room_can_be_made_nothing_is_evicted() -> None:
     assert middle is not None
     cache.lease(middle)
     with pytest.raises(NoSpaceError):
-        cache.reserve(b"e", 3 * SLOT)
+        cache.reserve(b"e", 3 * SLOT, NAMESPACE, 0.0)
     assert names(cache, "abcd") == "abcd"
     assert cache.counters.evicted_objects == 0
 
@@ -121,7 +123,7 @@ def test_an_object_larger_than_everything_is_refused_and_changes_nothing() -> No
     cache = cache_of(2)
     put(cache, "a")
     with pytest.raises(NoSpaceError):
-        cache.reserve(b"b", 3 * SLOT)
+        cache.reserve(b"b", 3 * SLOT, NAMESPACE, 0.0)
     assert names(cache, "a") == "a"
     assert not cache.holds(b"b")
 
@@ -132,16 +134,16 @@ def test_a_lease_ends_with_its_last_release() -> None:
     cache.lease(entry, 2)
     cache.release(entry)
     with pytest.raises(NoSpaceError):
-        cache.reserve(b"b", SLOT)
+        cache.reserve(b"b", SLOT, NAMESPACE, 0.0)
     cache.release(entry)
-    cache.reserve(b"b", SLOT)
+    cache.reserve(b"b", SLOT, NAMESPACE, 0.0)
 
 
 def test_a_clear_makes_everything_invisible_and_frees_what_is_idle() -> None:
     cache = cache_of(4)
     leased, idle = put(cache, "a"), put(cache, "b", 2)
     cache.lease(leased)
-    written = cache.reserve(b"c", SLOT)
+    written = cache.reserve(b"c", SLOT, NAMESPACE, 0.0)
     assert cache.clear() == Cleared(2, 3 * SLOT)
     assert names(cache, "abc") == ""
     assert not cache.holds(b"c")
@@ -154,10 +156,10 @@ def test_what_is_in_use_during_a_clear_is_freed_by_its_last_user() -> None:
     cache = cache_of(2)
     leased = put(cache, "a")
     cache.lease(leased)
-    written = cache.reserve(b"b", SLOT)
+    written = cache.reserve(b"b", SLOT, NAMESPACE, 0.0)
     cache.clear()
     with pytest.raises(NoSpaceError):
-        cache.reserve(b"c", SLOT)
+        cache.reserve(b"c", SLOT, NAMESPACE, 0.0)
     cache.release(leased)
     assert cache.used == SLOT
     cache.commit(written)
@@ -180,8 +182,8 @@ def test_a_cleared_object_can_be_stored_anew_beside_the_old_one() -> None:
 
 def test_an_aborted_write_does_not_take_its_successor_along() -> None:
     cache = cache_of(2)
-    old = cache.reserve(b"a", SLOT)
-    cache.doom(old)
+    old = cache.reserve(b"a", SLOT, NAMESPACE, 0.0)
+    cache.doom(old, "cleared")
     new = put(cache, "a")
     cache.abort(old)
     assert cache.find(b"a") is new
@@ -191,8 +193,8 @@ def test_dooming_twice_is_dooming_once() -> None:
     cache = cache_of(2)
     entry = put(cache, "a")
     cache.lease(entry)
-    cache.doom(entry)
-    cache.doom(entry)
+    cache.doom(entry, "cleared")
+    cache.doom(entry, "cleared")
     assert cache.ready_objects == 0
     cache.release(entry)
     assert cache.used == 0
@@ -202,7 +204,7 @@ def test_the_counts_of_what_is_in_use() -> None:
     cache = cache_of(4)
     one = put(cache, "a")
     put(cache, "b")
-    cache.reserve(b"c", SLOT)
+    cache.reserve(b"c", SLOT, NAMESPACE, 0.0)
     cache.lease(one, 3)
     assert cache.objects_in_use == (1, 1)
     cache.release(one, 3)

@@ -48,6 +48,13 @@ def test_a_segment_may_be_longer_than_it_is_registered(segment: MakeSegment) -> 
     assert open_storage(shm(segment(8192).name, 100)).numel() == 100
 
 
+def test_opening_much_memory_shows_that_it_moves_on(segment: MakeSegment, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("engine.transfer.ipc._STEP_BYTES", 4096)
+    beats: list[None] = []
+    open_storage(shm(segment(10_000).name, 10_000), lambda: beats.append(None))
+    assert len(beats) == 3
+
+
 def test_a_segment_outlives_its_name_while_it_is_open(segment: MakeSegment) -> None:
     one = segment(4096)
     storage = open_storage(shm(one.name))

@@ -157,6 +157,14 @@ def test_a_store_stops_before_the_first_chunk_behind_its_deadline(plain: KVCache
 
 
 @pytest.mark.parametrize("direction", ["store", "retrieve"])
+def test_it_beats_with_every_piece(plain: KVCache, direction: str) -> None:
+    copier = copier_with(plain, arena_of("random"))
+    before = copier.beats
+    copier.copy(job(direction, [[3, 1, 6, 2, 4, 5]]))
+    assert copier.beats == before + 3
+
+
+@pytest.mark.parametrize("direction", ["store", "retrieve"])
 def test_a_block_id_outside_the_tensor_fails_and_touches_nothing(plain: KVCache, direction: str) -> None:
     """The engine refuses such ids before; this is the second line."""
     arena, before = arena_of("random"), plain.contents()

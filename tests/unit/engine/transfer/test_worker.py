@@ -10,7 +10,7 @@ import pytest
 
 from engine.events import Copy, CopyEnded, Event, Map, MapEnded, TransfersEnded, Unmap, UnmapEnded
 from engine.layouts import KVLayout, read_kv_layout
-from engine.transfer.worker import TransferWorker
+from engine.transfer.worker import Sentinel, TransferWorker
 from tests.support.polling import until
 from tests.unit.engine.support import FakeClock, cpu_tensor, extensions, group, packed
 
@@ -21,6 +21,7 @@ class FakeCopier:
     """Does nothing, or what a test wants, and notes who called."""
 
     def __init__(self) -> None:
+        self.beats = 0
         self.calls: list[tuple[str, object]] = []
         self.threads: set[str] = set()
         self.on_prepare: Callable[[], None] = lambda: None
@@ -42,6 +43,10 @@ class FakeCopier:
     def copy(self, job: Copy) -> None:
         self._note("copy", job.job_id)
         self.on_copy(job)
+
+    def discard(self, start: int, end: int) -> None:
+        self._note("discard", (start, end))
+        self.on_map(start)
 
     def _note(self, what: str, which: object) -> None:
         self.calls.append((what, which))
@@ -79,7 +84,7 @@ def events() -> Events:
 
 @pytest.fixture
 def worker(copier: FakeCopier, events: Events) -> Iterator[TransferWorker]:
-    made = TransferWorker(copier, events.post, FakeClock())
+    made = TransferWorker(copier, copier.discard, events.post, FakeClock())
     yield made
     made.stop()
 
@@ -180,6 +185,56 @@ def test_stopping_finishes_the_task_at_hand_and_drops_the_others(
 
 def test_stopping_twice_is_no_matter(worker: TransferWorker) -> None:
     worker.start()
-    worker.stop()
-    worker.stop()
+    assert worker.stop()
+    assert worker.stop()
     assert not worker._thread.is_alive()
+
+
+def test_a_task_that_does_not_end_is_waited_for_once_and_told(
+    worker: TransferWorker, copier: FakeCopier, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    at_work, go_on = threading.Event(), threading.Event()
+    copier.on_copy = lambda job: at_work.set() or go_on.wait(20)
+    monkeypatch.setattr("engine.transfer.worker._STOP_SECONDS", 0.01)
+    worker.start()
+    worker.submit(copy(7))
+    assert at_work.wait(20)
+    assert not worker.stop()
+    monkeypatch.setattr("engine.transfer.worker._STOP_SECONDS", 20.0)
+    assert not worker.stop()
+    go_on.set()
+    until(worker.stop, "the thread has ended")
+
+
+def test_a_sentinel_is_answered_in_its_turn_and_the_engine_hears_nothing(
+    worker: TransferWorker, copier: FakeCopier, events: Events
+) -> None:
+    answered, calls = threading.Event(), []
+
+    def done() -> None:
+        calls.extend(copier.calls)
+        answered.set()
+
+    worker.submit(copy(7))
+    worker.submit(Sentinel(done))
+    worker.start()
+    assert answered.wait(20)
+    assert calls == [("prepare", None), ("copy", 7)]
+    assert events.rest() == [CopyEnded(1000.0, 7, None)]
+
+
+def test_it_beats_with_every_task_and_every_piece_of_one(worker: TransferWorker, copier: FakeCopier) -> None:
+    in_the_middle, go_on = threading.Event(), threading.Event()
+
+    def work(job: Copy) -> None:
+        copier.beats += 1
+        in_the_middle.set()
+        assert go_on.wait(20)
+
+    copier.on_copy = work
+    worker.start()
+    worker.submit(copy(7))
+    assert in_the_middle.wait(20)
+    assert worker.beats == 1
+    go_on.set()
+    until(lambda: worker.beats == 2, "the task is done")

@@ -1,0 +1,135 @@
+"""What the engine answers to commands: frozen, and complete without it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from engine.status import Cleared, MissReason, TransferMode, WorkerState
+
+JobKind = Literal["clear", "shrink", "change_policy"]
+JobState = Literal["running", "done"]
+
+
+@dataclass(frozen=True, slots=True)
+class JobReport:
+    """Work that is done a part at a time, between requests."""
+
+    id: int
+    kind: JobKind
+    state: JobState
+    done: int
+    """How far it is, of `total`."""
+    total: int
+    objects: int
+    """Objects it has affected, or would have."""
+    bytes: int
+    dry_run: bool
+    age: float
+    """Seconds since it began."""
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectReport:
+    """One object of L1."""
+
+    key: bytes
+    model_name: str
+    world_size: int
+    shard: int
+    fingerprint: bytes
+    """Of the layout."""
+    cache_salt: str
+    size: int
+    """Bytes occupied."""
+    is_ready: bool
+    """False while it is being written."""
+    leases: int
+    age: float
+    """Seconds since its store began."""
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectPage:
+    """Objects in the order of their seats. It may hold fewer than asked for, even none, before the last page."""
+
+    objects: tuple[ObjectReport, ...]
+    next_seat: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Deleted:
+    """What a deletion by keys did."""
+
+    cleared: Cleared
+    missing: int
+    """Keys of which there was no object."""
+
+
+@dataclass(frozen=True, slots=True)
+class LookReport:
+    """What a lookup would find now."""
+
+    hit_chunks: int
+    reason: MissReason | None
+    """Why the chunk after the last hit is not there; None if all are."""
+    detail: str
+    """The same in a sentence; empty if all are there."""
+
+
+@dataclass(frozen=True, slots=True)
+class SessionReport:
+    """One request whose lookup is remembered."""
+
+    request_id: str
+    client: bytes
+    """The connection of its scheduler."""
+    age: float
+    """Seconds since its newest lookup."""
+    hit_chunks: int
+    is_collected: bool
+    """The scheduler has asked for the result."""
+    leased_objects: int
+    leased_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class SessionPage:
+    sessions: tuple[SessionReport, ...]
+    next_seat: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """What a worker was lent."""
+
+    objects: int
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerActivity:
+    """One registered worker: since when, and what it holds."""
+
+    instance_id: int
+    model_name: str
+    world_size: int
+    transfer_mode: TransferMode
+    state: WorkerState
+    problem: str | None
+    age: float
+    """Seconds since it registered."""
+    silent_for: float
+    """Seconds since its last sign of life."""
+    has_pinged: bool
+    writing: Held
+    """Slots lent to it, or being filled for it."""
+    reading: Held
+    """Objects lent to it, or being copied for it."""
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerPage:
+    workers: tuple[WorkerActivity, ...]
+    next_instance_id: int | None
+    """The first one that is not on the page."""

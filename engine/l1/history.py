@@ -1,0 +1,72 @@
+"""Why an object is not there. Pure; bounded, whatever comes and goes."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Collection
+from typing import Final
+
+from engine.status import MissReason
+
+_REMEMBERED: Final = 32_768
+"""Departed objects whose reason is known; about 300 bytes each, 10 MB."""
+_CLEARED_LIMIT: Final = 1 << 20
+"""Objects of one clear that are remembered, at most; the table that held them is kept for that."""
+_FILTER_BITS: Final = 26
+_FILTER_MASK: Final = (1 << _FILTER_BITS) - 1
+
+
+class History:
+    """What became of the objects that were in L1. Belongs to the engine thread.
+
+    Reasons are known of those that left last. A Bloom filter of 8 MiB with three bits a key knows every key that was
+    ever stored, so that "never stored" is never said of one that was. It fills up: of 10 million stored objects on,
+    more than one new key in twenty is taken for an old one, and "not remembered" said of it.
+    """
+
+    def __init__(self) -> None:
+        self._left: OrderedDict[bytes, MissReason] = OrderedDict()
+        self._cleared: Collection[bytes] = ()
+        self._stored = bytearray(1 << (_FILTER_BITS - 3))
+
+    def stored(self, key: bytes) -> None:
+        """The object is there."""
+        self._left.pop(key, None)
+        bits, stored = _bits(key), self._stored
+        for _ in range(3):
+            stored[(bits & _FILTER_MASK) >> 3] |= 1 << (bits & 7)
+            bits >>= _FILTER_BITS
+
+    def left(self, key: bytes, reason: MissReason) -> None:
+        """The object is not there any more, or could not come."""
+        left = self._left
+        left[key] = reason
+        left.move_to_end(key)
+        if len(left) > _REMEMBERED:
+            left.popitem(last=False)
+
+    def cleared(self, table: Collection[bytes]) -> None:
+        """All these objects were cleared at once. The table is kept and must not change any more."""
+        self._cleared = table if len(table) <= _CLEARED_LIMIT else ()
+
+    def reason(self, key: bytes) -> MissReason:
+        """Why an object that is not there is not there."""
+        found = self._left.get(key)
+        if found is not None:
+            return found
+        if key in self._cleared:
+            return "cleared"
+        return "not_remembered" if self._was_stored(key) else "never_stored"
+
+    def _was_stored(self, key: bytes) -> bool:
+        bits, stored = _bits(key), self._stored
+        for _ in range(3):
+            if not stored[(bits & _FILTER_MASK) >> 3] & 1 << (bits & 7):
+                return False
+            bits >>= _FILTER_BITS
+        return True
+
+
+def _bits(key: bytes) -> int:
+    """128 bits that differ with namespace and chunk; both are parts of digests, so the bits are spread well."""
+    return int.from_bytes(key[:16], "big") ^ int.from_bytes(key[16:32], "big")

@@ -1,0 +1,253 @@
+"""What operators see of the cache and do to it, apart from the status. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Final
+
+from engine.answers import (
+    Deleted,
+    Held,
+    LookReport,
+    ObjectPage,
+    ObjectReport,
+    SessionPage,
+    SessionReport,
+    WorkerActivity,
+    WorkerPage,
+)
+from engine.commands import (
+    AwaitJob,
+    ClearAll,
+    Command,
+    DeleteObjects,
+    ListJobs,
+    ListObjects,
+    ListSessions,
+    ListWorkers,
+    Look,
+    Selection,
+    StartClear,
+)
+from engine.copies import Copies
+from engine.errors import AmbiguousError
+from engine.events import CommandAsked, CommandDone, Effect
+from engine.jobs import Job, Jobs, Step
+from engine.l1.cache import Entry, L1Cache
+from engine.lookups import longest_prefix, prefixes
+from engine.prompts import Prompts
+from engine.sessions import Session, Sessions
+from engine.status import Cleared, MissReason
+from engine.workers import Worker, Workers
+
+_PART: Final = 512
+"""Seats that a job or a page looks at before requests have their turn: well under a millisecond."""
+
+_DETAIL: Final[dict[MissReason, str]] = {
+    "never_stored": "no worker has stored this chunk since the server was started",
+    "evicted": "it was evicted to make room for others",
+    "expired": "its worker did not finish writing it in time",
+    "cleared": "it was cleared",
+    "quarantined": "its bytes were found damaged, and it was put aside",
+    "being_written": "a worker is writing it",
+    "refused": "no room could be made for it when it was to be stored: too much was in use",
+    "not_remembered": "it was stored once; what became of it is too long ago",
+}
+
+
+class Operators:
+    """Carries out commands. Belongs to the engine thread."""
+
+    def __init__(
+        self, cache: L1Cache, sessions: Sessions, workers: Workers, copies: Copies, prompts: Prompts, jobs: Jobs
+    ) -> None:
+        self._cache = cache
+        self._sessions = sessions
+        self._workers = workers
+        self._copies = copies
+        self._chunk_size = prompts.chunk_size
+        self._jobs = jobs
+
+    def answer(self, event: CommandAsked) -> list[Effect] | None:
+        """What follows from a command; None if it is not one of those here. Raises AmbiguousError."""
+        command, now, ticket = event.command, event.now, event.ticket
+        match command:
+            case StartClear():
+                job = self._start_clear(now, command)
+                return [*self._jobs.proceed(now), CommandDone(ticket, job.report(now))]
+            case AwaitJob():
+                return self._await(event, command.job_id)
+        found = self._read(now, command)
+        return None if found is None else [CommandDone(ticket, found)]
+
+    def _read(self, now: float, command: Command[Any]) -> Any:
+        match command:
+            case ClearAll():
+                return self._cache.clear()
+            case DeleteObjects():
+                return self._delete(command.keys)
+            case ListJobs():
+                return tuple(job.report(now) for job in self._jobs)
+            case ListObjects():
+                return self._objects(now, command)
+            case Look():
+                return self._look(command)
+            case ListSessions():
+                page = self._sessions.page(command.seat, command.limit)
+                return SessionPage(tuple(_session(each, now) for each in page.members), page.next_seat)
+            case ListWorkers():
+                return self._worker_page(now, command)
+        return None
+
+    def _await(self, event: CommandAsked, job_id: int) -> list[Effect]:
+        job = self._jobs.find(job_id)
+        if job is not None and not job.ended:
+            job.waiting.append(event.ticket)
+            return []
+        return [CommandDone(event.ticket, job and job.report(event.now))]
+
+    def _start_clear(self, now: float, command: StartClear) -> Job:
+        if command.selection == Selection():
+            return self._clear_all(now, dry_run=command.dry_run)
+        part = _clear_part(self._cache, command.selection, now, dry_run=command.dry_run)
+        return self._jobs.start("clear", now, self._cache.seats, part, dry_run=command.dry_run)
+
+    def _clear_all(self, now: float, *, dry_run: bool) -> Job:
+        cache = self._cache
+        cleared = Cleared(cache.ready_objects, cache.ready_bytes) if dry_run else cache.clear()
+        counted = {"objects": cleared.objects, "bytes": cleared.bytes}
+        return self._jobs.start("clear", now, 0, lambda job: "ended", dry_run=dry_run, **counted)
+
+    def _delete(self, keys: tuple[bytes, ...]) -> Deleted:
+        objects = size = missing = 0
+        for key in keys:
+            entry = self._cache.entry(key)
+            if entry is None:
+                missing += 1
+            else:
+                self._cache.doom(entry, "cleared")
+                objects, size = objects + 1, size + entry.size
+        return Deleted(Cleared(objects, size), missing)
+
+    def _objects(self, now: float, command: ListObjects) -> ObjectPage:
+        """Stops at the limit, and after `_PART` seats however few it has found."""
+        page = self._cache.page(command.seat, _PART)
+        agreeing = [entry for entry in page.members if _agrees(entry, command.selection, now)]
+        chosen, rest = agreeing[: command.limit], agreeing[command.limit :]
+        return ObjectPage(tuple(_object(entry, now) for entry in chosen), rest[0].seat if rest else page.next_seat)
+
+    def _look(self, command: Look) -> LookReport:
+        world_size = command.world_size or self._only_world_size(command.model_name)
+        fingerprints = self._workers.fingerprints((command.model_name, world_size))
+        if not fingerprints:
+            where = f"no worker of {command.model_name!r} is ready, so no lookup of it can hit"
+            return LookReport(0, "layout_unknown", f"{where}; GET /api/workers tells why")
+        spaces = prefixes(command.model_name, world_size, command.cache_salt, fingerprints)
+        prefix = longest_prefix(self._cache, spaces, command.hashes)
+        hits = len(prefix.entries) // len(spaces)
+        if prefix.missing is not None:
+            reason = self._cache.miss_reason(prefix.missing)
+            return LookReport(hits, reason, f"chunk {hits}: {_DETAIL[reason]}")
+        if command.spare_tokens:
+            few = f"chunk {hits}: {command.spare_tokens} of {self._chunk_size} tokens; only complete chunks are cached"
+            return LookReport(hits, "chunk_incomplete", few)
+        return LookReport(hits, None, "")
+
+    def _only_world_size(self, model_name: str) -> int:
+        sizes = sorted({worker.world_size for worker in self._workers if worker.model_name == model_name})
+        if len(sizes) > 1:
+            raise AmbiguousError(f"{model_name!r} runs with world sizes {sizes}; say which with world_size")
+        return sizes[0] if sizes else 1
+
+    def _worker_page(self, now: float, command: ListWorkers) -> WorkerPage:
+        behind = sorted((each for each in self._workers if _is_behind(each, command.first)), key=_by_id)
+        page, rest = behind[: command.limit], behind[command.limit :]
+        return WorkerPage(tuple(self._worker(each, now) for each in page), rest[0].instance_id if rest else None)
+
+    def _worker(self, worker: Worker, now: float) -> WorkerActivity:
+        writing, reading = self._copies.entries_of(worker.instance_id)
+        for reservation in worker.reservations.values():
+            writing += reservation.entries
+        for pins in worker.pins.values():
+            for pin in pins:
+                reading += pin.entries
+        return WorkerActivity(
+            instance_id=worker.instance_id,
+            model_name=worker.model_name,
+            world_size=worker.world_size,
+            transfer_mode=worker.mode,
+            state=worker.state,
+            problem=worker.problem,
+            age=now - worker.registered,
+            silent_for=now - worker.last_seen,
+            has_pinged=worker.pinged,
+            writing=_held(writing),
+            reading=_held(reading),
+        )
+
+
+def _clear_part(cache: L1Cache, selection: Selection, now: float, *, dry_run: bool) -> Callable[[Job], Step]:
+    """Clears what agrees, of all that was reserved before now, in the order of the seats."""
+    first_spared = cache.next_number
+
+    def part(job: Job) -> Step:
+        page = cache.page(job.done, _PART)
+        for entry in page.members:
+            if entry.number < first_spared and _agrees(entry, selection, now):
+                if entry.ready:
+                    job.count(entry.size)
+                if not dry_run:
+                    cache.doom(entry, "cleared")
+        job.done = job.total if page.next_seat is None else min(page.next_seat, job.total)
+        return "ended" if job.done == job.total else "more"
+
+    return part
+
+
+def _agrees(entry: Entry, selection: Selection, now: float) -> bool:
+    namespace = entry.namespace
+    return (
+        (selection.model_name is None or selection.model_name == namespace.model_name)
+        and (selection.cache_salt is None or selection.cache_salt == namespace.cache_salt)
+        and (selection.older_than is None or now - entry.since > selection.older_than)
+    )
+
+
+def _is_behind(worker: Worker, first: int | None) -> bool:
+    return first is None or worker.instance_id >= first
+
+
+def _by_id(worker: Worker) -> int:
+    return worker.instance_id
+
+
+def _held(entries: list[Entry]) -> Held:
+    return Held(len(entries), sum(entry.size for entry in entries))
+
+
+def _object(entry: Entry, now: float) -> ObjectReport:
+    namespace = entry.namespace
+    return ObjectReport(
+        key=entry.key,
+        model_name=namespace.model_name,
+        world_size=namespace.world_size,
+        shard=namespace.shard,
+        fingerprint=namespace.fingerprint,
+        cache_salt=namespace.cache_salt,
+        size=entry.size,
+        is_ready=entry.ready,
+        leases=entry.leases,
+        age=now - entry.since,
+    )
+
+
+def _session(session: Session, now: float) -> SessionReport:
+    return SessionReport(
+        request_id=session.request_id,
+        client=session.client,
+        age=now - session.opened,
+        hit_chunks=session.hits,
+        is_collected=session.collected,
+        leased_objects=len(session.leases),
+        leased_bytes=session.leased_bytes,
+    )

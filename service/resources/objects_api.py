@@ -1,0 +1,65 @@
+"""Single objects of the cache: listed, and deleted by their keys."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import falcon
+
+from engine import DeleteObjects, ListObjects, ObjectPage, ObjectReport, Selection
+from service import paging
+from service.context import ANSWER_TIMEOUT, Context, JsonObject
+from service.operations import operation
+
+log = logging.getLogger("kvkeep.http")
+
+
+class Objects:
+    """The objects of every tier."""
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+
+    @operation("listObjects", 200, 503)
+    def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
+        """A page of what agrees with the query."""
+        begin = paging.start(req, "objects")
+        selection = Selection(req.get_param("model"), req.get_param("cache_salt"))
+        with self._context.running() as engine:
+            page = ObjectPage((), None)
+            if req.get_param("tier") != "l2":
+                page = engine.ask(ListObjects(begin or 0, paging.limit(req), selection), ANSWER_TIMEOUT)
+        resp.media = paging.page("objects", [_body(each) for each in page.objects], "objects", page.next_seat)
+
+    @operation("deleteObjects", 200, 503)
+    def on_delete(self, req: falcon.Request, resp: falcon.Response) -> None:
+        """Makes them invisible; those in use end with their last user."""
+        keys = tuple(bytes.fromhex(key) for key in req.context.body["keys"])
+        with self._context.running() as engine:
+            deleted = engine.ask(DeleteObjects(keys), ANSWER_TIMEOUT)
+        cleared = deleted.cleared
+        log.info("deleted %d objects of %d bytes", cleared.objects, cleared.bytes)
+        tiers = {"l1": {"objects": cleared.objects, "bytes": cleared.bytes}, "l2": {"objects": 0, "bytes": 0}}
+        resp.media = {"tiers": tiers, "missing": deleted.missing}
+
+
+def _body(each: ObjectReport) -> JsonObject:
+    return {
+        "key": each.key.hex(),
+        "tier": "l1",
+        "model": each.model_name,
+        "cache_salt": each.cache_salt,
+        "world_size": each.world_size,
+        "shard": each.shard,
+        "layout": each.fingerprint.hex(),
+        "bytes": each.size,
+        "state": "ready" if each.is_ready else "being_written",
+        "leases": each.leases,
+        "age_seconds": each.age,
+    }
+
+
+def routes(context: Context) -> list[tuple[str, Any]]:
+    """The objects' route."""
+    return [("/api/cache/objects", Objects(context))]
