@@ -26,6 +26,7 @@ from engine.commands import (
     StartClear,
 )
 from engine.discovery import l2_types, policy_names
+from engine.empty import EMPTY_REPORT
 from engine.errors import (
     AmbiguousError,
     EngineError,
@@ -36,6 +37,7 @@ from engine.errors import (
     StartError,
 )
 from engine.health import Affects, CheckReport, LoopReport, MonitorReport
+from engine.histogram import Histogram, HistogramReport
 from engine.runtime import Runtime
 from engine.settings import GIB, MIB, EngineSettings, L2Settings, Liveness
 from engine.status import (
@@ -44,13 +46,18 @@ from engine.status import (
     L1Report,
     L2Report,
     LayoutReport,
+    LookupReport,
     MissReason,
     StatusReport,
+    TransferDirection,
+    TransferMode,
+    TransferReport,
     WorkerReport,
     WorkerState,
 )
 
 __all__ = [
+    "EMPTY_REPORT",
     "GIB",
     "MIB",
     "Affects",
@@ -68,6 +75,8 @@ __all__ = [
     "EngineStuckError",
     "EngineTimeoutError",
     "Held",
+    "Histogram",
+    "HistogramReport",
     "JobReport",
     "KernelGroupReport",
     "L1Report",
@@ -80,6 +89,7 @@ __all__ = [
     "ListWorkers",
     "Liveness",
     "LookReport",
+    "LookupReport",
     "LoopReport",
     "MissReason",
     "MonitorReport",
@@ -94,6 +104,9 @@ __all__ = [
     "StartClear",
     "StartError",
     "StatusReport",
+    "TransferDirection",
+    "TransferMode",
+    "TransferReport",
     "WorkerActivity",
     "WorkerPage",
     "WorkerReport",

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from engine.events import Copy, Effect, Piece, Reply, ReplyTo, RequestArrived
 from engine.l1.cache import Entry, L1Cache
 from engine.layouts import KVLayout
+from engine.meters import Meters, TransferMeter
 from engine.prompts import Chunks, Prompts, RefusedError
 from engine.sessions import Sessions
 from engine.slots import reserve_missing, take_readable
@@ -26,16 +27,29 @@ class _Job:
     suffix_first: list[bytes]
     not_after: float
     """Until then the client waits for sure; later its blocks may have a new owner."""
+    received: float
+    size: int
+    """Bytes of its objects."""
+    meter: TransferMeter
 
 
 class Copies:
     """The worker's side of the protocol where the server copies. Belongs to the engine thread."""
 
-    def __init__(self, cache: L1Cache, sessions: Sessions, workers: Workers, prompts: Prompts, max_age: float) -> None:
+    def __init__(
+        self,
+        cache: L1Cache,
+        sessions: Sessions,
+        workers: Workers,
+        prompts: Prompts,
+        meters: Meters,
+        max_age: float,
+    ) -> None:
         self._cache = cache
         self._sessions = sessions
         self._workers = workers
         self._prompts = prompts
+        self._meters = meters
         self._max_age = max_age
         self.skipped_stores = 0
         self._jobs: dict[int, _Job] = {}
@@ -56,6 +70,7 @@ class Copies:
         skip = _null_chunks(message.block_ids, layout, chunks.count)
         reserved = reserve_missing(self._cache, chunks, layout.object_bytes, event.now, skip)
         if not reserved:
+            self._meters.server_stores.answer(event.now - event.received, done=True)
             return [Reply(event.to, TransferReply.DONE)]
         return [self._begin(event, message, worker, chunks, reserved)]
 
@@ -105,6 +120,7 @@ class Copies:
         else:
             for entry in job.entries:
                 self._cache.abort(entry)
+        job.meter.end(now - job.received, len(job.entries), job.size, done=problem is None)
         return [Reply(job.to, TransferReply.FAILED if problem else TransferReply.DONE)]
 
     def fail_all(self, now: float, problem: str) -> list[Effect]:
@@ -132,11 +148,22 @@ class Copies:
     ) -> Copy:
         """Remembers a job and asks for its copy. `slots`: index in the range, and the object's entry."""
         assert worker.mapping_id is not None  # _ready_layout
+        assert worker.layout is not None
         is_store, not_after = isinstance(message, Store), self._not_after(event)
         entries = [entry for _, entry in slots]
         self._last_job += 1
+        meter = self._meters.server_stores if is_store else self._meters.server_retrieves
+        meter.begin()
         self._jobs[self._last_job] = _Job(
-            event.to, worker.instance_id, is_store, entries, chunks.suffix_first, not_after
+            event.to,
+            worker.instance_id,
+            is_store,
+            entries,
+            chunks.suffix_first,
+            not_after,
+            event.received,
+            len(entries) * worker.layout.object_bytes,
+            meter,
         )
         return Copy(
             self._last_job,

@@ -27,16 +27,18 @@ from engine.events import (
     Warn,
 )
 from engine.hashing import ChunkHasher
+from engine.histogram import NOTHING_COUNTED, HistogramReport
 from engine.jobs import Jobs
 from engine.l1.cache import L1Cache
 from engine.lending import Lending
 from engine.lookups import Lookups
+from engine.meters import Meters, TransferMeter
 from engine.operators import Operators
 from engine.prompts import Prompts, RefusedError
 from engine.registration import Registration
 from engine.sessions import Sessions
 from engine.settings import EngineSettings
-from engine.status import L1Report, StatusReport
+from engine.status import L1Report, LookupReport, StatusReport
 from engine.tuning import Tuning
 from engine.wire import messages as m
 from engine.wire.codec import BY_MESSAGE
@@ -58,9 +60,10 @@ class Engine:
         self._transfers_ended: str | None = None
         prompts = Prompts(ChunkHasher(settings.chunk_size))
         liveness = settings.liveness
+        self._meters = meters = Meters()
         self._lookups = Lookups(cache, self._sessions, self._workers, prompts)
-        self._copies = Copies(cache, self._sessions, self._workers, prompts, liveness.transfer_max_age)
-        self._lending = Lending(cache, self._sessions, self._workers, prompts)
+        self._copies = Copies(cache, self._sessions, self._workers, prompts, meters, liveness.transfer_max_age)
+        self._lending = Lending(cache, self._sessions, self._workers, prompts, meters)
         self._registration = Registration(
             self._workers, self._lending.withdraw, self._copies.is_copying, pool, settings.chunk_size, liveness
         )
@@ -68,6 +71,7 @@ class Engine:
         self._operators = Operators(cache, self._sessions, self._workers, self._copies, prompts, self._jobs)
         self._tuning = Tuning(cache, self._jobs, settings.eviction_policy)
         self._handlers = self._request_handlers()
+        self._meter_of: Final = _meter_of(meters)
 
     def handle(self, event: Event) -> list[Effect]:
         """What has to be done about an event, in order. Every request gets exactly one reply, now or later."""
@@ -94,8 +98,18 @@ class Engine:
             case Tick():
                 return self._tick(event.now)
 
-    def report(self, *, failed_requests: int, dropped_messages: int, dropped_replies: int) -> StatusReport:
-        """The state in numbers, with what the socket has counted; costs the same however much is cached."""
+    def report(
+        self,
+        *,
+        failed_requests: int,
+        dropped_messages: int,
+        dropped_replies: int,
+        lookup_seconds: HistogramReport = NOTHING_COUNTED,
+    ) -> StatusReport:
+        """The state in numbers, with what the socket has counted and the loop has timed.
+
+        Costs the same however much is cached.
+        """
         problems = (self._transfers_ended,) if self._transfers_ended else ()
         return StatusReport(
             is_healthy=not problems,
@@ -111,6 +125,8 @@ class Engine:
             failed_requests=self._refused_requests + failed_requests,
             dropped_messages=dropped_messages,
             dropped_replies=dropped_replies,
+            lookups=self._lookup_report(lookup_seconds),
+            transfers=self._meters.reports(),
             l1=self._l1_report(),
             l2=(),
         )
@@ -124,8 +140,14 @@ class Engine:
             return self._handlers[type(message)](event, message)
         except RefusedError as refusal:
             self._refused_requests += 1
+            self._refused_transfer(event)
             operation = BY_MESSAGE[type(message)]
             return [Warn(f"{operation.name} refused: {refusal}"), Reply(event.to, operation.failure)]
+
+    def _refused_transfer(self, event: RequestArrived) -> None:
+        meter = self._meter_of.get(type(event.message))
+        if meter is not None:
+            meter.answer(event.now - event.received, done=False)
 
     def _request_handlers(self) -> dict[type[m.Message], Handler]:
         return {
@@ -199,6 +221,10 @@ class Engine:
         self._lending.expire(now, liveness.reservation_ttl)
         return [*self._registration.expire(now), *self._jobs.proceed(now)]
 
+    def _lookup_report(self, seconds: HistogramReport) -> LookupReport:
+        found = self._lookups
+        return LookupReport(found.requests, found.without_workers, found.without_chunks, found.hit_objects, seconds)
+
     def _l1_report(self) -> L1Report:
         cache, counters = self._cache, self._cache.counters
         leased, reserved = cache.objects_in_use
@@ -208,6 +234,7 @@ class Engine:
             total_object_count=cache.ready_objects,
             leased_object_count=leased,
             reserved_object_count=reserved,
+            reserved_bytes=cache.reserved_bytes,
             hit_chunks=self._lookups.hit_chunks,
             missed_chunks=self._lookups.missed_chunks,
             stored_objects=counters.stored_objects,
@@ -216,4 +243,18 @@ class Engine:
             refused_objects=counters.refused_objects,
             cleared_objects=counters.cleared_objects,
             missed_lookups=tuple(self._lookups.missed_lookups.items()),
+            absent_reads=counters.absent_reads,
+            unready_reads=counters.unready_reads,
         )
+
+
+def _meter_of(meters: Meters) -> dict[type[m.Message], TransferMeter]:
+    """Where a refused request counts as a failure. One that commits what was taken back meanwhile does, too."""
+    return {
+        m.Store: meters.server_stores,
+        m.Retrieve: meters.server_retrieves,
+        m.PrepareStore: meters.worker_stores,
+        m.CommitStore: meters.worker_stores,
+        m.PrepareRetrieve: meters.worker_retrieves,
+        m.CommitRetrieve: meters.worker_retrieves,
+    }

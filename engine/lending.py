@@ -5,6 +5,7 @@ from __future__ import annotations
 from engine.events import Effect, Reply, RequestArrived, Warn
 from engine.l1.cache import Entry, L1Cache
 from engine.layouts import SlotLayout
+from engine.meters import Meters
 from engine.prompts import Chunks, Prompts, RefusedError
 from engine.sessions import Sessions
 from engine.slots import reserve_missing, take_readable
@@ -30,11 +31,13 @@ class Lending:
     a slot must not get a new owner while somebody may still write to it or read from it.
     """
 
-    def __init__(self, cache: L1Cache, sessions: Sessions, workers: Workers, prompts: Prompts) -> None:
+    def __init__(self, cache: L1Cache, sessions: Sessions, workers: Workers, prompts: Prompts, meters: Meters) -> None:
         self._cache = cache
         self._sessions = sessions
         self._workers = workers
         self._prompts = prompts
+        self._stores = meters.worker_stores
+        self._retrieves = meters.worker_retrieves
 
     def prepare_store(self, event: RequestArrived, message: PrepareStore) -> list[Effect]:
         """Lends a slot for each absent chunk; what finds no room is left out, the tail first. Raises RefusedError."""
@@ -44,16 +47,21 @@ class Lending:
         reserved = reserve_missing(self._cache, chunks, layout.object_bytes, event.now)
         if reserved:
             entries = [entry for _, entry in reserved]
-            worker.reservations[chunks.range] = Reservation(entries, chunks.suffix_first, event.now)
+            reservation = Reservation(entries, chunks.suffix_first, event.now, event.received)
+            worker.reservations[chunks.range] = reservation
+            self._stores.begin()
+        else:
+            self._stores.answer(event.now - event.received, done=True)
         slots = [_slot(entry, layout) for _, entry in reserved]
         return [Reply(event.to, PrepareStoreReply(StoreSlots(slots, [index for index, _ in reserved])))]
 
     def commit_store(self, event: RequestArrived, message: CommitStore) -> list[Effect]:
         """Publishes what was lent for writing, unless a clear or its age has dropped it. Raises RefusedError."""
-        worker, _, chunks = self._resolve(message.instance_id, message.key)
+        worker, layout, chunks = self._resolve(message.instance_id, message.key)
         reservation = worker.reservations.pop(chunks.range, None)
         if message.data:
             self._abort(reservation)
+            self._end_store(event.now, reservation, layout, done=False)
             warning = (
                 f"worker {worker.instance_id} sent the bytes of a store instead of writing them to the shared pool: "
                 "it cannot open the pool; share /dev/shm between it and kvkeep, and run both as the same user"
@@ -65,6 +73,7 @@ class Lending:
         for entry in reversed(reservation.entries):
             self._cache.commit(entry)
         self._cache.touch(reservation.suffix_first)
+        self._end_store(event.now, reservation, layout, done=published)
         return [Reply(event.to, published)]
 
     def prepare_retrieve(self, event: RequestArrived, message: PrepareRetrieve) -> list[Effect]:
@@ -73,16 +82,20 @@ class Lending:
         if not chunks.count:
             raise RefusedError("the range to retrieve is empty")
         entries = take_readable(self._cache, self._sessions, message.key.request_id, chunks)
-        worker.pins.setdefault(chunks.range, []).append(Pin(entries, chunks.suffix_first))
+        worker.pins.setdefault(chunks.range, []).append(Pin(entries, chunks.suffix_first, event.received))
+        self._retrieves.begin()
         slots = RetrieveSlots([_slot(entry, layout) for entry in entries])
         return [Reply(event.to, PrepareRetrieveReply(True, context=slots))]
 
     def commit_retrieve(self, event: RequestArrived, message: CommitRetrieve) -> list[Effect]:
         """Takes back what was lent for reading, if anything was. Raises RefusedError."""
-        worker, _, chunks = self._resolve(message.instance_id, message.key)
+        worker, layout, chunks = self._resolve(message.instance_id, message.key)
         pins = worker.pins.get(chunks.range)
         if pins:
-            self._release(pins.pop(0))
+            pin = pins.pop(0)
+            self._release(pin)
+            count = len(pin.entries)
+            self._retrieves.end(event.now - pin.received, count, count * layout.object_bytes, done=True)
             if not pins:
                 del worker.pins[chunks.range]
         return [Reply(event.to, True)]
@@ -91,9 +104,11 @@ class Lending:
         """The worker has left or is gone: nothing it had not committed becomes visible."""
         for reservation in worker.reservations.values():
             self._abort(reservation)
+            self._stores.abandon()
         for pins in worker.pins.values():
             for pin in pins:
                 self._release(pin)
+                self._retrieves.abandon()
         worker.reservations.clear()
         worker.pins.clear()
 
@@ -112,6 +127,11 @@ class Lending:
         if not isinstance(worker.layout, SlotLayout):
             raise RefusedError(f"worker {instance_id} is {worker.state} and registered as {worker.mode}")
         return worker, worker.layout, self._prompts.chunks(key, worker)
+
+    def _end_store(self, now: float, reservation: Reservation | None, layout: SlotLayout, *, done: bool) -> None:
+        if reservation is not None:
+            count = len(reservation.entries)
+            self._stores.end(now - reservation.received, count, count * layout.object_bytes, done=done)
 
     def _abort(self, reservation: Reservation | None) -> None:
         for entry in reservation.entries if reservation else ():

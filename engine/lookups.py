@@ -58,6 +58,10 @@ class Lookups:
         self.hit_chunks = 0
         self.missed_chunks = 0
         self.missed_lookups: dict[MissReason, int] = dict.fromkeys(_COUNTED, 0)
+        self.requests = 0
+        self.without_workers = 0
+        self.without_chunks = 0
+        self.hit_objects = 0
         self._cache = cache
         self._sessions = sessions
         self._workers = workers
@@ -74,6 +78,8 @@ class Lookups:
             raise RefusedError(f"num_kv_readers is {key.num_kv_readers}")
         fingerprints = self._workers.fingerprints((key.model_name, key.world_size))
         if not fingerprints:
+            self.requests += 1
+            self.without_workers += 1
             self.missed_lookups["layout_unknown"] += 1
             return
         chunks, hashes = self._prompts.prefix(key)
@@ -81,6 +87,9 @@ class Lookups:
         prefix = longest_prefix(self._cache, spaces, hashes)
         session.hits = len(prefix.entries) // len(spaces)
         self._lease(session, prefix.entries, max(1, key.num_kv_readers))
+        self.requests += 1
+        self.without_chunks += not chunks
+        self.hit_objects += len(prefix.entries)
         self.hit_chunks += session.hits
         self.missed_chunks += chunks - session.hits
         if prefix.missing is not None:

@@ -33,9 +33,12 @@ from engine.events import (
     Unmap,
     Warn,
 )
+from engine.histogram import Histogram
+from engine.meters import LOOKUP_BOUNDS
 from engine.status import StatusReport
 from engine.transfer.worker import TransferWorker
 from engine.wire.codec import BY_MESSAGE
+from engine.wire.messages import Lookup
 from engine.wire.router import Incoming, Router
 
 logger = logging.getLogger(__name__)
@@ -100,6 +103,7 @@ class EngineLoop:
         self._stop = threading.Event()
         self._tickets = count()
         self._waiting: dict[int, Future[Any]] = {}
+        self._lookup_seconds = Histogram(LOOKUP_BOUNDS)
         self._looked = clock()
         self._next_tick = self._looked + _TICK_SECONDS
         self.published: tuple[float, StatusReport] = (self._looked, self._report())
@@ -174,13 +178,16 @@ class EngineLoop:
 
     def _serve(self, incoming: Incoming, looked: float) -> None:
         """A defect that one request meets must not take the other clients down with it."""
+        now = self._clock()
         try:
-            effects = self._engine.handle(RequestArrived(self._clock(), looked, incoming.to, incoming.message))
+            effects = self._engine.handle(RequestArrived(now, looked, incoming.to, incoming.message))
         except Exception:
             logger.exception("a defect: %s could not be handled", type(incoming.message).__name__)
             self._router.fail(incoming.to, BY_MESSAGE[type(incoming.message)], "internal error")
         else:
             self._perform(effects)
+            if type(incoming.message) is Lookup:
+                self._lookup_seconds.observe(self._clock() - now)
 
     def _perform(self, effects: list[Effect]) -> None:
         for effect in effects:
@@ -219,4 +226,5 @@ class EngineLoop:
             failed_requests=router.failed_requests,
             dropped_messages=router.dropped_messages,
             dropped_replies=router.dropped_replies,
+            lookup_seconds=self._lookup_seconds.snapshot(),
         )

@@ -37,7 +37,7 @@ def take_readable(cache: L1Cache, sessions: Sessions, request_id: str, chunks: C
 
     Raises RefusedError if an object is missing; the request's leases on the range have been used up all the same.
     """
-    taken, missing = [], 0
+    taken, missing, unready = [], 0, 0
     for key in chunks.wanted:
         entry = sessions.take(request_id, key)
         if entry is None:
@@ -46,11 +46,14 @@ def take_readable(cache: L1Cache, sessions: Sessions, request_id: str, chunks: C
                 cache.lease(entry)
         if entry is None:
             missing += 1
+            unready += cache.holds(key)
         else:
             taken.append(entry)
     if missing:
         for entry in reversed(taken):
             cache.release(entry)
         cache.touch(chunks.suffix_first)
+        cache.counters.absent_reads += missing - unready
+        cache.counters.unready_reads += unready
         raise RefusedError(f"{missing} of {chunks.count} chunks to retrieve are not there")
     return taken

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
+from engine.histogram import HistogramReport
+
+TransferDirection = Literal["store", "retrieve"]
 TransferMode = Literal["lmcache_driven", "engine_driven"]
 WorkerState = Literal["mapping", "ready", "unsupported", "broken"]
 MissReason = Literal[
@@ -104,6 +107,8 @@ class L1Report:
     total_object_count: int
     leased_object_count: int
     reserved_object_count: int
+    reserved_bytes: int
+    """Bytes of the objects that are being written."""
     hit_chunks: int
     """Chunks found by lookups."""
     missed_chunks: int
@@ -116,6 +121,43 @@ class L1Report:
     cleared_objects: int
     missed_lookups: tuple[tuple[MissReason, int], ...]
     """Lookups that did not find all they asked for, by the reason of the first chunk that was not there."""
+    absent_reads: int
+    """Objects that retrieves wanted and that were not there."""
+    unready_reads: int
+    """Objects that retrieves wanted while they were still being written."""
+
+
+class LookupReport(NamedTuple):
+    """Lookups that were answered with a result; counts are totals since the start."""
+
+    # PERF: A named tuple, since nearly every report has a new one, and they cost half of a dataclass.
+
+    requests: int
+    without_workers: int
+    """Lookups of a model of which no worker can be served now: nothing was looked for."""
+    without_chunks: int
+    """Lookups of prompts shorter than a chunk."""
+    hit_objects: int
+    """Objects found: one for each chunk, shard and layout."""
+    seconds: HistogramReport
+    """How long the engine thread took for each."""
+
+
+class TransferReport(NamedTuple):
+    """The stores or the retrieves of one mode; counts are totals since the start."""
+
+    direction: TransferDirection
+    mode: TransferMode
+    begun: int
+    """Those for which bytes had to move."""
+    ended: int
+    """Of those, the ones that have ended, well or not."""
+    objects: int
+    bytes: int
+    """Objects moved, and their bytes."""
+    done: HistogramReport
+    failed: HistogramReport
+    """From arrival to reply, by what was answered; those for which nothing had to move are among them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,5 +198,8 @@ class StatusReport:
     """Messages that could not be answered at all: no request id, an unknown operation."""
     dropped_replies: int
     """Replies whose client had vanished or did not read."""
+    lookups: LookupReport
+    transfers: tuple[TransferReport, ...]
+    """One for each direction and mode."""
     l1: L1Report
     l2: tuple[L2Report, ...]

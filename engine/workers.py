@@ -37,6 +37,8 @@ class Reservation:
     suffix_first: list[bytes]
     """Keys of the whole prefix up to the last chunk, last chunk first, to be touched when the slots are committed."""
     since: float
+    received: float
+    """When the request that asked for them came in."""
 
 
 @dataclass(slots=True)
@@ -46,6 +48,8 @@ class Pin:
     entries: list[Entry]
     suffix_first: list[bytes]
     """Keys of the whole prefix up to the last chunk, last chunk first, to be touched when they come back."""
+    received: float
+    """When the request that asked for them came in."""
 
 
 @dataclass(slots=True, eq=False)

@@ -14,6 +14,7 @@ from service.context import Context
 from service.contract import ContractError, differences, plain
 from service.discovery import Route, discover
 from service.guard import AccessMiddleware
+from service.http_metrics import HttpMetricsMiddleware
 from service.request_id import RequestIdMiddleware
 from service.schemas import Schemas
 from service.validation import BodyLimitMiddleware, Described, RequestValidation, ResponseValidation
@@ -56,6 +57,7 @@ def create_app(context: Context, *, resources: str = RESOURCES, validate_respons
     wrong = differences(document, found)
     if wrong:
         raise ContractError(wrong)
+    context.http_metrics.expect(document)
     app = _application(context, {route.template: plain(route.template) for route in found.routes}, validate_responses)
     _add_routes(app, found.routes)
     return app
@@ -66,6 +68,7 @@ def _application(context: Context, templates: dict[str, str], validate_responses
     described, schemas = Described(document, templates), Schemas(document)
     # NOTE: Answers pass through in the opposite order: the audit sees what the checks made of them.
     middleware: list[Any] = [
+        HttpMetricsMiddleware(context.http_metrics, described),
         RequestIdMiddleware(),
         AuditMiddleware(context.access, document, described, router.find),
         BodyLimitMiddleware(),

@@ -15,6 +15,7 @@ from service.access import AccessControl
 from service.configuration import Configuration
 from service.document import Document
 from service.errors import UnavailableError, engine_status
+from service.http_metrics import HttpMetrics
 from service.lifecycle import NOT_INITIALIZED, Lifecycle
 from service.live import defaults
 from service.logs import Logs
@@ -57,6 +58,8 @@ class Context:
     logs: Logs = field(default_factory=Logs)
     config: Configuration = field(default_factory=defaults)
     """The settings in force; every setting at its default, and no file to read again, where nobody says otherwise."""
+    http_metrics: HttpMetrics = field(default_factory=HttpMetrics)
+    """Counts what this API is asked."""
 
     @contextmanager
     def running_engine(self, refusal: Refusal) -> Iterator[Engine]:

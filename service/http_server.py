@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 from waitress import create_server, wasyncore
+from waitress.channel import HTTPChannel
 
 from service.validation import BODY_LIMIT
 
@@ -24,6 +25,33 @@ _BACKLOG = 128
 
 class ListenError(Exception):
     """The address cannot be listened on."""
+
+
+class Channel(HTTPChannel):  # type: ignore[misc]
+    """A connection whose loop leaves it alone while the thread of a request writes the answer.
+
+    PERF: waitress asks to be told when a socket can be written to for as long as there is something to write, and it
+    always can, while the lock it then needs is held by the thread that is writing. So the loop turns round as fast as
+    it can and takes the interpreter from that thread: four connections get less than one does.
+    """
+
+    _writing = False
+
+    def writable(self) -> bool:
+        """Asked by the loop; a thread that waits for the loop to write has more than the high watermark waiting."""
+        if self._writing and self.total_outbufs_len <= self.adj.outbuf_high_watermark:
+            return bool(self.will_close or self.close_when_flushed)
+        return bool(super().writable())
+
+    def write_soon(self, data: Any) -> int:
+        """Called by the thread of a request. The loop is woken for what it could not send."""
+        self._writing = True
+        try:
+            return int(super().write_soon(data))
+        finally:
+            self._writing = False
+            if self.total_outbufs_len:
+                self.server.pull_trigger()
 
 
 class HttpServer:
@@ -43,6 +71,7 @@ class HttpServer:
             max_request_body_size=SERVER_BODY_LIMIT,
             backlog=_BACKLOG,
         )
+        self._server.channel_class = Channel
         self._on_death = on_death
         self._stopping = False
         self._thread = threading.Thread(target=self._serve, name="waitress")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import falcon
@@ -47,36 +48,55 @@ class Described:
         return self._operations.get((template, "GET" if method == "HEAD" else method))
 
 
+@dataclass(frozen=True, slots=True)
+class _Checks:
+    """What one operation's requests are held against."""
+
+    parameters: tuple[tuple[str, Json, Json], ...]
+    """Pointer, parameter, and its schema resolved."""
+    content: Json | None
+    """The documented bodies by media type; None if bodies are not looked at."""
+
+    @classmethod
+    def of(cls, document: Document, operation: Operation) -> _Checks:
+        """Those of an operation."""
+        parameters = document.parameters(operation)
+        resolved = ((pointer, each, document.resolve(each["schema"])) for pointer, each in parameters)
+        return cls(tuple(resolved), operation.spec.get("requestBody", {}).get("content"))
+
+
 class RequestValidation:
     """Refuses requests whose parameters or body are not what the document says."""
 
     def __init__(self, document: Document, described: Described, schemas: Schemas) -> None:
-        self._document = document
         self._described = described
         self._schemas = schemas
+        # PERF: Looked up once, since most requests are probes and scrapes, of which there is nothing to check.
+        self._checks = {each.pointer: _Checks.of(document, each) for each in document.operations()}
 
     def process_resource(self, req: falcon.Request, resp: falcon.Response, resource: Any, params: Any) -> None:
         """Raises 400 with every fault, or 415."""
         operation = self._described.operation(req)
         if operation is None:
             return
-        faults = [*self._parameter_faults(req, params, operation), *self._body_faults(req, operation)]
+        checks = self._checks[operation.pointer]
+        faults = [*self._parameter_faults(req, params, checks), *self._body_faults(req, operation, checks)]
         if faults:
             raise InvalidRequestError(faults)
 
-    def _parameter_faults(self, req: falcon.Request, params: Any, operation: Operation) -> Iterator[Fault]:
-        for pointer, parameter in self._document.parameters(operation):
+    def _parameter_faults(self, req: falcon.Request, params: Any, checks: _Checks) -> Iterator[Fault]:
+        for pointer, parameter, schema in checks.parameters:
             place, name = parameter["in"], parameter["name"]
             text = _sent(req, params, place, name)
             if text is None:
                 if parameter.get("required"):
                     yield f"/{place}/{name}", "is required"
                 continue
-            value = _typed(text, self._document.resolve(parameter["schema"]))
+            value = _typed(text, schema)
             yield from self._schemas.faults(f"{pointer}/schema", value, f"{place}/{name}")
 
-    def _body_faults(self, req: falcon.Request, operation: Operation) -> Iterator[Fault]:
-        content = operation.spec.get("requestBody", {}).get("content")
+    def _body_faults(self, req: falcon.Request, operation: Operation, checks: _Checks) -> Iterator[Fault]:
+        content = checks.content
         if content is None:
             return
         if not req.content_length:

@@ -62,6 +62,8 @@ class Counters:
     evicted_bytes: int = 0
     refused_objects: int = 0
     cleared_objects: int = 0
+    absent_reads: int = 0
+    unready_reads: int = 0
 
 
 class L1Cache:
@@ -81,6 +83,7 @@ class L1Cache:
         self._leased = 0
         self._ready = 0
         self._ready_bytes = 0
+        self._reserved_bytes = 0
 
     @property
     def capacity(self) -> int:
@@ -100,6 +103,11 @@ class L1Cache:
     def objects_in_use(self) -> tuple[int, int]:
         """How many objects are leased, and how many are being written."""
         return self._leased, len(self._in_use) - self._leased
+
+    @property
+    def reserved_bytes(self) -> int:
+        """Bytes occupied by the objects that are being written, doomed ones included."""
+        return self._reserved_bytes
 
     @property
     def ready_bytes(self) -> int:
@@ -154,11 +162,13 @@ class L1Cache:
         entry.seat = self._roster.add(entry)
         self._reserved_ever += 1
         self._in_use.add(entry)
+        self._reserved_bytes += occupied
         return entry
 
     def commit(self, entry: Entry) -> None:
         """The slot is written. A doomed object is freed, any other is ready from now on."""
         entry.ready = True
+        self._reserved_bytes -= entry.size
         if entry.visible:
             self.counters.stored_objects += 1
             self.history.stored(entry.key)
@@ -168,6 +178,7 @@ class L1Cache:
 
     def abort(self, entry: Entry) -> None:
         """The slot was not written, or not wholly."""
+        self._reserved_bytes -= entry.size
         if entry.visible:
             self._hide(entry)
         self._free(entry)

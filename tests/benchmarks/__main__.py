@@ -67,7 +67,12 @@ def _parts() -> dict[str, Callable[[argparse.Namespace, list[str]], list[Section
 
         return start_and_idle(min(chosen.rounds, 5), wanted)
 
-    return {"job": job, "copies": copies, "lookups": lookups, "processes": processes}
+    def http(chosen: argparse.Namespace, wanted: list[str]) -> list[Section]:
+        from tests.benchmarks.http import http
+
+        return http(min(chosen.rounds, 5), wanted)
+
+    return {"job": job, "copies": copies, "lookups": lookups, "processes": processes, "http": http}
 
 
 def _machine() -> dict[str, str | float]:

@@ -41,6 +41,11 @@ class Row:
         self.aim = f"< {value:g} {self.unit}"
         self.met = None if self.ours is None else self.ours < value
 
+    def aim_above(self, value: float) -> None:
+        """The aim is at least a value."""
+        self.aim = f">= {value:g} {self.unit}"
+        self.met = None if self.ours is None else self.ours >= value
+
 
 @dataclass
 class Section:

@@ -35,7 +35,7 @@ PROMPTS = {1: 60, 32: 30, 512: 8}
 _tokens = np.random.default_rng(512)
 
 
-def _random_tokens(chunks: int) -> list[int]:
+def random_tokens(chunks: int) -> list[int]:
     tokens: list[int] = _tokens.integers(1, 150_000, chunks * CHUNK).tolist()
     return tokens
 
@@ -69,17 +69,17 @@ def lookup_and_status(rounds: int, wanted: Sequence[str]) -> Section:
 
 def _rows_of(chunks: int, engines: dict[str, Engine], clients: dict[str, Any], rounds: int) -> list[Row]:
     say(f"lookups of {chunks} chunks")
-    stored, missing = _random_tokens(chunks), _random_tokens(chunks)
+    stored, missing = random_tokens(chunks), random_tokens(chunks)
     for engine in engines.values():
         _store(engine, stored)
     half = chunks // 2
     kinds: dict[str, tuple[Callable[[], list[int]], int]] = {
         HIT: (lambda: stored, chunks),
         MISS: (lambda: missing, 0),
-        FRESH: (lambda: _random_tokens(chunks), 0),
+        FRESH: (lambda: random_tokens(chunks), 0),
     }
     if half:
-        kinds[HALF] = (lambda: stored[: half * CHUNK] + _random_tokens(chunks - half), half)
+        kinds[HALF] = (lambda: stored[: half * CHUNK] + random_tokens(chunks - half), half)
     prompts = rounds * PROMPTS[chunks]
     return [_row(kind, chunks, _times(clients, make, hits, prompts)) for kind, (make, hits) in kinds.items()]
 
@@ -98,7 +98,7 @@ def _times(clients: dict[str, Any], make: Callable[[], list[int]], hits: int, pr
     for number in range(prompts + 2):
         tokens = make()
         for name in order:
-            seconds, found = _ask(clients[name], tokens)
+            seconds, found = ask(clients[name], tokens)
             assert name == STUB or found == hits, f"{name} found {found} of {hits} chunks"
             if number > 1:
                 times[name].append(seconds)
@@ -106,10 +106,10 @@ def _times(clients: dict[str, Any], make: Callable[[], list[int]], hits: int, pr
     return {name: median(values) for name, values in times.items()}
 
 
-def _ask(client: Any, tokens: list[int]) -> tuple[float, int]:
+def ask(client: Any, tokens: list[int], model: str = MODEL) -> tuple[float, int]:
     """One lookup as the scheduler does it: the key, its acknowledgement, its result; then, not timed, its end."""
     request, start = fresh("request"), time.perf_counter()
-    key = IPCCacheServerKey(MODEL, 1, None, tuple(tokens), 0, len(tokens), request, num_kv_readers=1)
+    key = IPCCacheServerKey(model, 1, None, tuple(tokens), 0, len(tokens), request, num_kv_readers=1)
     answer(client.lookup(key, 1))
     while (found := answer(client.query_prefetch_status(request))) is None:
         pass

@@ -185,7 +185,9 @@ class World:
 
     def state(self) -> object:
         """What a refused request must leave as it was."""
-        report = replace(self.report(), failed_requests=0)
+        report = self.report()
+        l1 = replace(report.l1, absent_reads=0, unready_reads=0)
+        report = replace(report, failed_requests=0, transfers=(), l1=l1)
         return report, {key: slot.offset for key, slot in self.oracle.present.items()}
 
     def check(self) -> None:

@@ -17,6 +17,7 @@ from engine import (
     EngineStoppedError,
     EngineTimeoutError,
     Held,
+    HistogramReport,
     JobReport,
     KernelGroupReport,
     L1Report,
@@ -27,6 +28,7 @@ from engine import (
     ListSessions,
     ListWorkers,
     LookReport,
+    LookupReport,
     LoopReport,
     MonitorReport,
     ObjectPage,
@@ -36,6 +38,7 @@ from engine import (
     SessionReport,
     StartClear,
     StatusReport,
+    TransferReport,
     WorkerActivity,
     WorkerPage,
     WorkerReport,
@@ -55,6 +58,7 @@ L1 = L1Report(
     total_object_count=8,
     leased_object_count=2,
     reserved_object_count=1,
+    reserved_bytes=1 << 25,
     hit_chunks=120,
     missed_chunks=14,
     stored_objects=15,
@@ -63,6 +67,8 @@ L1 = L1Report(
     refused_objects=3,
     cleared_objects=4,
     missed_lookups=(("never_stored", 3), ("evicted", 2)),
+    absent_reads=16,
+    unready_reads=17,
 )
 
 _GROUP = KernelGroupReport(
@@ -128,6 +134,37 @@ ENGINE_COPIES = WorkerReport(
     ),
 )
 
+BOUNDS = (0.25, 1.0)
+
+LOOKUPS = LookupReport(
+    requests=30,
+    without_workers=18,
+    without_chunks=19,
+    hit_objects=240,
+    seconds=HistogramReport(BOUNDS, (20, 6, 4), 12.5),
+)
+
+TRANSFERS = tuple(
+    TransferReport(
+        direction=direction,
+        mode=mode,
+        begun=40 + number,
+        ended=38 + number,
+        objects=50 + number,
+        bytes=60 + number,
+        done=HistogramReport(BOUNDS, (number, 2, 3), 7.5),
+        failed=HistogramReport(BOUNDS, (1, 0, number), 2.25),
+    )
+    for number, (direction, mode) in enumerate(
+        [
+            ("store", "lmcache_driven"),
+            ("retrieve", "lmcache_driven"),
+            ("store", "engine_driven"),
+            ("retrieve", "engine_driven"),
+        ]
+    )
+)
+
 HEALTHY = StatusReport(
     is_healthy=True,
     problems=(),
@@ -142,6 +179,8 @@ HEALTHY = StatusReport(
     failed_requests=9,
     dropped_messages=10,
     dropped_replies=11,
+    lookups=LOOKUPS,
+    transfers=TRANSFERS,
     l1=L1,
     l2=(),
 )

@@ -51,7 +51,7 @@ class FakeEngine:
         self.events.append(event)
         return self.wants(event)
 
-    def report(self, **counted: int) -> Any:
+    def report(self, **counted: Any) -> Any:
         return counted
 
 
@@ -239,7 +239,22 @@ def test_a_new_report_is_published_after_every_step(bench: Bench) -> None:
     bench.loop._step()
     made, report = bench.loop.published
     assert made == 1003.0
+    assert report.pop("lookup_seconds").total == 0
     assert report == {"failed_requests": 0, "dropped_messages": 0, "dropped_replies": 0}
+
+
+def test_a_lookup_is_timed_and_nothing_else_is(bench: Bench) -> None:
+    def take_time(event: Event) -> list[Effect]:
+        bench.clock.now += 0.0005
+        return []
+
+    bench.engine.wants = take_time
+    bench.arrive(m.Noop(), m.Lookup(key(range(16)), b"\x01"), m.EndSession("r"), m.Lookup(key(range(16)), b"\x01"))
+    while len(bench.engine.events) < 4:
+        bench.loop._step()
+    seconds = bench.loop.published[1]["lookup_seconds"]
+    assert (seconds.total, round(seconds.sum, 6)) == (2, 0.001)
+    assert seconds.counts[seconds.bounds.index(0.001)] + seconds.counts[seconds.bounds.index(0.0005)] == 2
 
 
 def test_a_command_is_answered_by_the_engine(bench: Bench) -> None:

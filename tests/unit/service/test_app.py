@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import io
 import json
+from dataclasses import replace
 
 import pytest
 from falcon.testing import Result, TestClient
 
-from engine import EngineError
+from engine import EngineError, StatusReport
 from service import assets
 from service.app import create_app
 from service.context import Context, Engine
 from service.document import Document
 from service.logs import Logs
+from service.status_view import status_body
 from service.validation import BODY_LIMIT
 from tests.support.fake_engine import (
     HEALTHY,
@@ -25,6 +27,7 @@ from tests.support.fake_engine import (
     stopped,
     stuck,
 )
+from tests.support.polling import until
 
 DOCUMENT = Document.load(assets.openapi_path())
 NOT_READY = "engine not initialized"
@@ -86,6 +89,44 @@ def test_a_large_instance_id_keeps_every_digit() -> None:
     body = client(FakeEngine()).simulate_get("/api/status").text
     assert f"[{LARGE_ID}, 7]" in body
     assert f'"{LARGE_ID}": {{' in body
+
+
+def test_a_report_is_shown_as_it_is_and_rendered_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    rendered = []
+
+    def body(report: StatusReport) -> dict[str, object]:
+        rendered.append(report)
+        return status_body(report)
+
+    monkeypatch.setattr("service.resources.status_api.status_body", body)
+    engine = FakeEngine()
+    asked = client(engine)
+    first = [asked.simulate_get(path).text for path in ("/api/status", "/status", "/api/status")]
+    assert (len(set(first)), rendered) == (1, [HEALTHY])
+    engine.report = replace(HEALTHY, active_sessions=6)
+    assert asked.simulate_get("/api/status").json["active_sessions"] == 6
+    assert len(rendered) == 2
+
+
+def test_many_scrapes_are_given_one_exposition() -> None:
+    engine = FakeEngine()
+    asked = client(engine)
+    first = asked.simulate_get("/metrics").text
+    engine.report = replace(HEALTHY, active_sessions=6)
+
+    def told() -> bool:
+        return "\nkvkeep_sessions 6\n" in asked.simulate_get("/metrics").text
+
+    assert "\nkvkeep_sessions 5\n" in first
+    assert asked.simulate_get("/metrics").headers["content-type"] == "text/plain; version=0.0.4; charset=utf-8"
+    until(told, "the next exposition has the next report", 5)
+
+
+@pytest.mark.parametrize("engine", [None, stopped()])
+def test_metrics_are_answered_without_an_engine(engine: Engine | None) -> None:
+    result = client(engine).simulate_get("/metrics")
+    assert result.status_code == 200
+    assert "\nkvkeep_engine_ready 0\n" in result.text
 
 
 def test_clearing_tells_the_engine_once() -> None:

@@ -8,7 +8,7 @@ import urllib.request
 
 import pytest
 
-from service.http_server import HttpServer, ListenError
+from service.http_server import Channel, HttpServer, ListenError
 
 
 def ok(environ, start_response):
@@ -101,6 +101,43 @@ def test_an_answer_under_way_is_finished_before_the_end() -> None:
     stopping.join(10)
     asking.join(10)
     assert answers == [b"ok"]
+
+
+def test_the_loop_leaves_a_connection_alone_while_its_answer_is_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise it turns round and round for as long as the writing takes, and takes the interpreter from it."""
+    asked = []
+    flush = Channel._flush_some
+
+    def spy(channel: Channel, do_close: bool = True) -> bool:
+        if threading.current_thread().name != "waitress":
+            asked.append((channel.total_outbufs_len > 0, channel.writable()))
+        return bool(flush(channel, do_close))
+
+    monkeypatch.setattr(Channel, "_flush_some", spy)
+    server = HttpServer(ok, "127.0.0.1", 0, 1, never)
+    server.start()
+    try:
+        assert get(server) == b"ok"
+    finally:
+        server.stop()
+    assert set(asked) == {(True, False)}
+
+
+@pytest.mark.parametrize("piece", [1 << 14, 1 << 20, 40 << 20])
+def test_an_answer_larger_than_every_buffer_arrives_whole(piece: int) -> None:
+    size = 40 << 20
+    body = [bytes([number % 251]) * piece for number in range(size // piece)]
+
+    def large(environ, start_response):
+        start_response("200 OK", [("Content-Length", str(len(body) * piece))])
+        return body
+
+    server = HttpServer(large, "127.0.0.1", 0, 1, never)
+    server.start()
+    try:
+        assert get(server) == b"".join(body)
+    finally:
+        server.stop()
 
 
 def test_a_loop_that_breaks_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
