@@ -11,10 +11,12 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from engine import StatusReport
 from service import assets, metrics
+from service.configuration import ReloadReport
 from service.document import Document
 from service.http_metrics import HttpMetrics
 
 DOCUMENT = Document.load(assets.openapi_path())
+RELOAD = ReloadReport(1.0, "start", "applied", "read at the start")
 
 Key = tuple[str, tuple[tuple[str, str], ...]]
 """A series: its name and its labels, sorted."""
@@ -29,7 +31,7 @@ def http_metrics() -> HttpMetrics:
 
 def exposition(report: StatusReport | None, http: HttpMetrics | None = None, **more: object) -> str:
     """The text as the API gives it."""
-    sources = metrics.Sources(report, (http or http_metrics()).report(), **more)  # type: ignore[arg-type]
+    sources = metrics.Sources(report, (http or http_metrics()).report(), RELOAD, **more)  # type: ignore[arg-type]
     return metrics.exposition(sources).decode()
 
 

@@ -9,6 +9,7 @@ import pytest
 
 from service.changes import AT_START, Change, differences
 from service.problems import DEFAULT, MASK, SettingPath
+from service.schema import Schema
 from service.settings import Setting, load_settings
 from tests.support.configuration import SCHEMA
 

@@ -20,7 +20,7 @@ class Asked:
 
     def __init__(self, engine: Engine | None) -> None:
         self.metrics = HttpMetrics()
-        self.client = TestClient(create_app(Context(lambda: engine, DOCUMENT, self.metrics)))
+        self.client = TestClient(create_app(Context(lambda: engine, DOCUMENT, http_metrics=self.metrics)))
 
     @property
     def counted(self) -> dict[tuple[str, int], int]:
