@@ -24,13 +24,13 @@ class Objects:
     @operation("listObjects", 200, 503)
     def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
         """A page of what agrees with the query."""
-        begin = paging.start(req, "objects")
+        begin = paging.seat(req)
         selection = Selection(req.get_param("model"), req.get_param("cache_salt"))
         with self._context.running() as engine:
             page = ObjectPage((), None)
             if req.get_param("tier") != "l2":
-                page = engine.ask(ListObjects(begin or 0, paging.limit(req), selection), ANSWER_TIMEOUT)
-        resp.media = paging.page("objects", [_body(each) for each in page.objects], "objects", page.next_seat)
+                page = engine.ask(ListObjects(begin, paging.limit(req), selection), ANSWER_TIMEOUT)
+        resp.media = paging.page("objects", [_body(each) for each in page.objects], page.next_seat)
 
     @operation("deleteObjects", 200, 503)
     def on_delete(self, req: falcon.Request, resp: falcon.Response) -> None:

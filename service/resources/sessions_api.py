@@ -21,10 +21,10 @@ class Sessions:
     @operation("listSessions", 200, 503)
     def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
         """A page of them."""
-        begin = paging.start(req, "sessions")
+        begin = paging.seat(req)
         with self._context.running() as engine:
-            page = engine.ask(ListSessions(begin or 0, paging.limit(req)), ANSWER_TIMEOUT)
-        resp.media = paging.page("sessions", [_body(each) for each in page.sessions], "sessions", page.next_seat)
+            page = engine.ask(ListSessions(begin, paging.limit(req)), ANSWER_TIMEOUT)
+        resp.media = paging.page("sessions", [_body(each) for each in page.sessions], page.next_seat)
 
 
 def _body(each: SessionReport) -> JsonObject:

@@ -21,10 +21,10 @@ class Workers:
     @operation("listWorkers", 200, 503)
     def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
         """A page of them, in the order of their instance ids."""
-        first = paging.start(req, "workers")
+        first = paging.start(req)
         with self._context.running() as engine:
             page = engine.ask(ListWorkers(first, paging.limit(req)), ANSWER_TIMEOUT)
-        resp.media = paging.page("workers", [_body(each) for each in page.workers], "workers", page.next_instance_id)
+        resp.media = paging.page("workers", [_body(each) for each in page.workers], page.next_instance_id)
 
 
 def _body(each: WorkerActivity) -> JsonObject:
