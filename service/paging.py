@@ -17,7 +17,7 @@ def limit(req: falcon.Request) -> int:
 
 
 def start(req: falcon.Request) -> int | None:
-    """Where the page begins; None for the first one. Every cursor of the documented form is a place, if an empty one."""
+    """Where the page begins; None for the first one. Every cursor of the documented form is a place."""
     given = req.get_param("cursor")
     return None if given is None else int.from_bytes(bytes.fromhex(given), "big", signed=True)
 

@@ -15,7 +15,7 @@ from service.app import create_app
 from service.document import Document
 from tests.support.configuration import reloadable
 from tests.support.example_requests import example_request
-from tests.support.fake_engine import UNHEALTHY, FakeEngine, context, stopped, stuck
+from tests.support.fake_engine import UNHEALTHY, FakeEngine, UnsureEngine, context, stopped, stuck
 from tests.support.server import Server
 
 DOCUMENT = Document.load(assets.openapi_path())
@@ -94,7 +94,7 @@ def test_a_server_whose_engine_does_not_answer_is_as_documented(case: schemathes
 @pytest.mark.parametrize("operation", list(DOCUMENT.operations()), ids=str)
 def test_the_states_above_reach_every_status_that_a_responder_declares(operation, tmp_path: Path) -> None:
     """The runs above are worth what they reach: 200 and 503 of every operation that has both."""
-    engines = (None, FakeEngine(), FakeEngine(UNHEALTHY), stopped(), stuck())
+    engines = (None, FakeEngine(), FakeEngine(UNHEALTHY), stopped(), stuck(), UnsureEngine())
     states = [context(engine) for engine in engines]
     states += [replace(context(FakeEngine()), config=config) for config in reloadable(tmp_path)]
     reached = set()

@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from engine import (
+    AmbiguousError,
     AwaitJob,
     CheckReport,
     ClearAll,
@@ -199,7 +200,7 @@ ANSWERS: dict[type[Command[Any]], Any] = {
     ClearAll: Cleared(objects=8, bytes=1 << 28),
     StartClear: replace(CLEARED, state="running", done=3),
     AwaitJob: CLEARED,
-    ListJobs: (replace(CLEARED, id=4, state="running", done=3), CLEARED),
+    ListJobs: (replace(CLEARED, id=7, state="running", done=3), CLEARED),
     ListObjects: ObjectPage(
         (ObjectReport(b"k" * 48, "llama", 2, 1, b"f" * 16, "tenant", 1 << 25, True, 1, 2.5),), next_seat=512
     ),
@@ -272,6 +273,20 @@ class FakeEngine:
         if self.refusal is not None:
             raise self.refusal
         return LookReport(2, "evicted", "chunk 2: it was evicted to make room for others")
+
+
+class UnsureEngine(FakeEngine):
+    """An engine whose jobs take long, and whose model runs with several world sizes."""
+
+    def ask(self, command: Command[A], timeout: float) -> A:
+        """Does not wait for jobs."""
+        if isinstance(command, AwaitJob):
+            raise EngineTimeoutError("it takes longer")
+        return super().ask(command, timeout)
+
+    def look(self, question: Question, timeout: float) -> LookReport:
+        """Asks back."""
+        raise AmbiguousError("say which")
 
 
 def stopped() -> FakeEngine:
