@@ -65,12 +65,12 @@ def create_app(context: Context, *, resources: str = RESOURCES, validate_respons
 
 def _application(context: Context, templates: dict[str, str], validate_responses: bool) -> App:
     document, router = context.document, DerivingRouter()
-    described, schemas = Described(document, templates), Schemas(document)
+    described, schemas = Described(document, templates, router.find), Schemas(document)
     # NOTE: Answers pass through in the opposite order: the audit sees what the checks made of them.
     middleware: list[Any] = [
         HttpMetricsMiddleware(context.http_metrics, described),
         RequestIdMiddleware(),
-        AuditMiddleware(context.access, document, described, router.find),
+        AuditMiddleware(context.access, document, described),
         BodyLimitMiddleware(),
         AccessMiddleware(context.access, described),
         RequestValidation(document, described, schemas),

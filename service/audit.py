@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
 from typing import Any, Final
 from urllib.parse import urlencode
 
@@ -19,20 +18,16 @@ log = logging.getLogger("kvkeep.audit")
 # NOTE: A level of its own, so that no setting and no change of the log level silences it.
 log.setLevel(logging.INFO)
 
-Find = Callable[[str], Any]
-"""The router's own look-up of a path."""
-
 _TEXT: Final = "%(who)s from %(peer)s: %(operation)s %(method)s %(target)s: %(status)d, %(duration_ms).1f ms"
 
 
 class AuditMiddleware:
     """Writes the line when the answer is known: who, from where, what, and how it ended."""
 
-    def __init__(self, access: AccessControl, document: Document, described: Described, find: Find) -> None:
+    def __init__(self, access: AccessControl, document: Document, described: Described) -> None:
         self._access = access
         self._document = document
         self._described = described
-        self._find = find
 
     def process_request(self, req: falcon.Request, resp: falcon.Response) -> None:
         """Remembers when it began."""
@@ -40,7 +35,7 @@ class AuditMiddleware:
 
     def process_response(self, req: falcon.Request, resp: falcon.Response, resource: Any, req_succeeded: bool) -> None:
         """Writes, if it was an operator's operation."""
-        operation = self._operation(req)
+        operation = self._described.operation(req)
         if operation is None or operation.spec["x-role"] != "operator":
             return
         fields = {
@@ -53,13 +48,6 @@ class AuditMiddleware:
             "duration_ms": round(1000 * (time.perf_counter() - req.context.began), 1),
         }
         log.info(_TEXT, fields, extra=fields)
-
-    def _operation(self, req: falcon.Request) -> Operation | None:
-        if req.uri_template is not None:
-            return self._described.operation(req)
-        # A body over the limit was refused before the request was routed.
-        found = self._find(req.path)
-        return self._described.at(found[3], req.method) if found else None
 
     def _who(self, req: falcon.Request) -> str:
         found: str | None = getattr(req.context, "who", None)

@@ -15,7 +15,7 @@ from service.document import Document
 from service.validation import Described
 
 UNMATCHED: Final = "unmatched"
-"""Stands for the operation of a request that asks for none: unknown paths and methods, OPTIONS, too large a body."""
+"""Stands for the operation of a request that asks for none: an unknown path or method, OPTIONS."""
 UNMATCHED_STATUSES: Final = (204, 404, 405, 413, 500)
 
 BOUNDS: Final = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 2.5, 10.0)
@@ -81,11 +81,11 @@ class HttpMetricsMiddleware:
 
     def process_request(self, req: falcon.Request, resp: falcon.Response) -> None:
         """Takes the time."""
-        req.context.began = self._clock()
+        req.context.received = self._clock()
         self._metrics.begin()
 
     def process_response(self, req: falcon.Request, resp: falcon.Response, resource: Any, req_succeeded: bool) -> None:
         """Counts what was answered."""
         operation = self._described.operation(req)
         name = operation.spec["operationId"] if operation is not None else UNMATCHED
-        self._metrics.end(name, falcon.http_status_to_code(resp.status), self._clock() - req.context.began)
+        self._metrics.end(name, falcon.http_status_to_code(resp.status), self._clock() - req.context.received)

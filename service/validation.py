@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,9 @@ from service.document import Document, Json, Operation, escape
 from service.errors import InvalidRequestError
 from service.schemas import Fault, Schemas
 from service.yaml_source import parse
+
+Find = Callable[[str], Any]
+"""The router's own look-up of a path."""
 
 BODY_LIMIT = 1 << 20
 """Bytes of a request body, above which the answer is 413. Below the HTTP server's own limit."""
@@ -34,18 +37,19 @@ class BodyLimitMiddleware:
 class Described:
     """Finds the operation of a request."""
 
-    def __init__(self, document: Document, templates: dict[str, str]) -> None:
+    def __init__(self, document: Document, templates: dict[str, str], find: Find) -> None:
+        """`templates`: those of the document by those of Falcon."""
         self._operations = {(each.template, each.method): each for each in document.operations()}
         self._templates = templates
+        self._find = find
 
     def operation(self, req: falcon.Request) -> Operation | None:
-        """The operation that the routed request asks for; HEAD asks for GET's."""
-        return self.at(req.uri_template or "", req.method)
-
-    def at(self, uri_template: str, method: str) -> Operation | None:
-        """The same for a template as Falcon writes it."""
-        template = self._templates.get(uri_template, "")
-        return self._operations.get((template, "GET" if method == "HEAD" else method))
+        """The operation that a request asks for, also if it was refused before it was routed; HEAD asks for GET's."""
+        template = req.uri_template
+        if template is None:
+            found = self._find(req.path)
+            template = found[3] if found else ""
+        return self._operations.get((self._templates.get(template, ""), "GET" if req.method == "HEAD" else req.method))
 
 
 @dataclass(frozen=True, slots=True)

@@ -55,10 +55,11 @@ def test_a_request_counts_once_for_its_operation(
     assert asked.metrics.report().in_flight == 0
 
 
-def test_a_body_that_is_too_large_is_refused_before_its_operation_is_known() -> None:
+@pytest.mark.parametrize(("path", "name"), [("/api/clear-cache", "clearCache"), ("/nothing", UNMATCHED)])
+def test_a_body_that_is_too_large_counts_for_its_operation_though_it_is_never_routed(path: str, name: str) -> None:
     asked = Asked(None)
-    asked.client.simulate_post("/api/clear-cache", body=b"x" * (BODY_LIMIT + 1))
-    assert asked.counted == {(UNMATCHED, 413): 1}
+    asked.client.simulate_post(path, body=b"x" * (BODY_LIMIT + 1))
+    assert asked.counted == {(name, 413): 1}
 
 
 def test_a_request_that_fails_by_a_defect_counts_as_500() -> None:
