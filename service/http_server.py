@@ -93,6 +93,9 @@ class HttpServer:
         self._thread.join()
         # NOTE: Only here, where nobody else is left to use them: the trigger is a pipe, and writing to its number after
         # it was closed would write into whatever was opened since.
+        for channel in list(self._server.active_channels.values()):
+            # Closes the files that large answers overflow into, which `close_all` leaves to the garbage collector.
+            channel.handle_close()
         wasyncore.close_all(self._channels)
         self._socket.close()
 
