@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Final
 
-from engine.commands import Drain
+from engine.commands import Command, Drain
 from engine.copies import Copies
 from engine.events import (
     CommandAsked,
@@ -33,7 +33,7 @@ from engine.l1.cache import L1Cache
 from engine.lending import Lending
 from engine.lookups import Lookups
 from engine.meters import Meters, TransferMeter
-from engine.operators import Operators
+from engine.operators import CommandHandler, Operators
 from engine.prompts import Prompts, RefusedError
 from engine.registration import Registration
 from engine.sessions import Sessions
@@ -68,9 +68,14 @@ class Engine:
             self._workers, self._lending.withdraw, self._copies.is_copying, pool, settings.chunk_size, liveness
         )
         self._jobs = Jobs()
-        self._operators = Operators(cache, self._sessions, self._workers, self._copies, prompts, self._jobs)
+        operators = Operators(cache, self._sessions, self._workers, self._copies, prompts, self._jobs)
         self._tuning = Tuning(cache, self._jobs, settings.eviction_policy)
         self._handlers = self._request_handlers()
+        self._commands: Final[dict[type[Command[Any]], CommandHandler]] = {
+            **operators.handlers(),
+            **self._tuning.handlers(),
+            Drain: self._drain,
+        }
         self._meter_of: Final = _meter_of(meters)
 
     def handle(self, event: Event) -> list[Effect]:
@@ -206,14 +211,11 @@ class Engine:
 
     def _command(self, event: CommandAsked) -> list[Effect]:
         """Raises EngineError where a command cannot be carried out; then nothing was changed."""
-        if isinstance(event.command, Drain):
-            self._handlers |= self._draining_handlers()
-            return [CommandDone(event.ticket, None)]
-        effects = self._operators.answer(event)
-        if effects is None:
-            effects = self._tuning.answer(event)
-        assert effects is not None, event.command
-        return effects
+        return self._commands[type(event.command)](event, event.command)
+
+    def _drain(self, event: CommandAsked, _: Drain) -> list[Effect]:
+        self._handlers |= self._draining_handlers()
+        return [CommandDone(event.ticket, None)]
 
     def _tick(self, now: float) -> list[Effect]:
         liveness = self._settings.liveness

@@ -55,6 +55,9 @@ _DETAIL: Final[dict[MissReason, str]] = {
 }
 
 
+CommandHandler = Callable[[CommandAsked, Any], list[Effect]]
+
+
 class Operators:
     """Carries out commands. Belongs to the engine thread."""
 
@@ -68,49 +71,35 @@ class Operators:
         self._chunk_size = prompts.chunk_size
         self._jobs = jobs
 
-    def answer(self, event: CommandAsked) -> list[Effect] | None:
-        """What follows from a command; None if it is not one of those here. Raises AmbiguousError."""
-        command, now, ticket = event.command, event.now, event.ticket
-        match command:
-            case StartClear():
-                job = self._start_clear(now, command)
-                return [*self._jobs.proceed(now), CommandDone(ticket, job.report(now))]
-            case AwaitJob():
-                return self._await(event, command.job_id)
-        found = self._read(now, command)
-        return None if found is None else [CommandDone(ticket, found)]
+    def handlers(self) -> dict[type[Command[Any]], CommandHandler]:
+        """By command, what carries it out; `Look` raises AmbiguousError."""
+        return {
+            AwaitJob: self._await,
+            StartClear: self._start_clear,
+            ClearAll: _answered(lambda now, _: self._cache.clear()),
+            DeleteObjects: _answered(lambda now, command: self._delete(command.keys)),
+            ListJobs: _answered(lambda now, _: tuple(job.report(now) for job in self._jobs)),
+            ListObjects: _answered(self._objects),
+            ListSessions: _answered(self._session_page),
+            ListWorkers: _answered(self._worker_page),
+            Look: _answered(lambda now, command: self._look(command)),
+        }
 
-    def _read(self, now: float, command: Command[Any]) -> Any:
-        match command:
-            case ClearAll():
-                return self._cache.clear()
-            case DeleteObjects():
-                return self._delete(command.keys)
-            case ListJobs():
-                return tuple(job.report(now) for job in self._jobs)
-            case ListObjects():
-                return self._objects(now, command)
-            case Look():
-                return self._look(command)
-            case ListSessions():
-                page = self._sessions.page(command.seat, command.limit)
-                return SessionPage(tuple(_session(each, now) for each in page.members), page.next_seat)
-            case ListWorkers():
-                return self._worker_page(now, command)
-        return None
-
-    def _await(self, event: CommandAsked, job_id: int) -> list[Effect]:
-        job = self._jobs.find(job_id)
+    def _await(self, event: CommandAsked, command: AwaitJob) -> list[Effect]:
+        job = self._jobs.find(command.job_id)
         if job is not None and not job.ended:
             job.waiting.append(event.ticket)
             return []
         return [CommandDone(event.ticket, job and job.report(event.now))]
 
-    def _start_clear(self, now: float, command: StartClear) -> Job:
+    def _start_clear(self, event: CommandAsked, command: StartClear) -> list[Effect]:
+        now = event.now
         if command.selection == Selection():
-            return self._clear_all(now, dry_run=command.dry_run)
-        part = _clear_part(self._cache, command.selection, now, dry_run=command.dry_run)
-        return self._jobs.start("clear", now, self._cache.seats, part, dry_run=command.dry_run)
+            job = self._clear_all(now, dry_run=command.dry_run)
+        else:
+            part = _clear_part(self._cache, command.selection, now, dry_run=command.dry_run)
+            job = self._jobs.start("clear", now, self._cache.seats, part, dry_run=command.dry_run)
+        return [*self._jobs.proceed(now), CommandDone(event.ticket, job.report(now))]
 
     def _clear_all(self, now: float, *, dry_run: bool) -> Job:
         cache = self._cache
@@ -159,6 +148,10 @@ class Operators:
             raise AmbiguousError(f"{model_name!r} runs with world sizes {sizes}; say which with world_size")
         return sizes[0] if sizes else 1
 
+    def _session_page(self, now: float, command: ListSessions) -> SessionPage:
+        page = self._sessions.page(command.seat, command.limit)
+        return SessionPage(tuple(_session(each, now) for each in page.members), page.next_seat)
+
     def _worker_page(self, now: float, command: ListWorkers) -> WorkerPage:
         behind = sorted((each for each in self._workers if _is_behind(each, command.first)), key=_by_id)
         page, rest = behind[: command.limit], behind[command.limit :]
@@ -184,6 +177,11 @@ class Operators:
             writing=_held(writing),
             reading=_held(reading),
         )
+
+
+def _answered(found: Callable[[float, Any], Any]) -> CommandHandler:
+    """A handler that answers at once with what is found, given the time and the command."""
+    return lambda event, command: [CommandDone(event.ticket, found(event.now, command))]
 
 
 def _clear_part(cache: L1Cache, selection: Selection, now: float, *, dry_run: bool) -> Callable[[Job], Step]:

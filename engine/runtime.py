@@ -93,6 +93,7 @@ class Runtime:
         self._stopped = False
         self._tuning = threading.Lock()
         """Held while L1 is being resized."""
+        self._l1_size = settings.l1_size
         self._transfers.start()
         self._thread.start()
         self._monitor.start()
@@ -155,10 +156,10 @@ class Runtime:
         with self._tuning:
             present = self.ask(StopShrinking(), _ANSWER_SECONDS)
             if size > present:
-                self._arena.grow(present, size)
-                self.ask(Grow(size), _ANSWER_SECONDS)
+                self._grow_l1(present, size)
             elif size < present:
                 self.ask(Shrink(size), _ANSWER_SECONDS)
+            self._l1_size = size
 
     def change_policy(self, name: str) -> None:
         """Lets another eviction policy rank what is cached.
@@ -166,6 +167,16 @@ class Runtime:
         Raises StartError if there is none of that name; EngineTimeoutError, EngineStoppedError.
         """
         self.ask(ChangePolicy(name, _policy(name)), _ANSWER_SECONDS)
+
+    def _grow_l1(self, present: int, size: int) -> None:
+        try:
+            self._arena.grow(present, size)
+        except NoMemoryError:
+            # An earlier shrink may have been stopped for this.
+            if self._l1_size < present:
+                self.ask(Shrink(self._l1_size), _ANSWER_SECONDS)
+            raise
+        self.ask(Grow(size), _ANSWER_SECONDS)
 
     def drain(self, timeout: float) -> None:
         """From now on lookups find nothing and stores are skipped as done, so that running transfers run out.

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Final
+from collections.abc import Callable
+from typing import Any, Final
 
-from engine.commands import ChangePolicy, Grow, Shrink, StopShrinking
+from engine.commands import ChangePolicy, Command, Grow, Shrink, StopShrinking
 from engine.events import CommandAsked, CommandDone, Discard, Effect, Warn
 from engine.jobs import Job, Jobs, Step
 from engine.l1.cache import L1Cache
@@ -29,22 +30,14 @@ class Tuning:
         self._waiting: list[int] = []
         """Tickets of `StopShrinking` that came while memory was being given back."""
 
-    def answer(self, event: CommandAsked) -> list[Effect] | None:
-        """What follows from a command; None if it is not one of those here."""
-        command, now, ticket = event.command, event.now, event.ticket
-        match command:
-            case Shrink():
-                job = self._shrink(now, command.capacity)
-                return [*self._jobs.proceed(now), CommandDone(ticket, job.report(now))]
-            case StopShrinking():
-                return self._stop_shrinking(now, ticket)
-            case Grow():
-                self._cache.set_capacity(command.capacity)
-                return [CommandDone(ticket, None)]
-            case ChangePolicy():
-                job = self._change_policy(now, command)
-                return [*self._jobs.proceed(now), CommandDone(ticket, job.report(now))]
-        return None
+    def handlers(self) -> dict[type[Command[Any]], Callable[[CommandAsked, Any], list[Effect]]]:
+        """By command, what carries it out."""
+        return {
+            Shrink: self._shrink,
+            StopShrinking: self._stop_shrinking,
+            Grow: self._grow,
+            ChangePolicy: self._change_policy,
+        }
 
     def discarded(self, now: float, problem: str | None) -> list[Effect]:
         """The memory behind L1 was given back, or could not be."""
@@ -61,9 +54,9 @@ class Tuning:
         self._transfers_ended = True
         return self.discarded(now, problem) if self._discarding is not None else []
 
-    def _shrink(self, now: float, capacity: int) -> Job:
-        self._cache.set_capacity(capacity)
-        return self._jobs.start("shrink", now, self._cache.seats, self._shrink_part)
+    def _shrink(self, event: CommandAsked, command: Shrink) -> list[Effect]:
+        self._cache.set_capacity(command.capacity)
+        return self._begun(event, self._jobs.start("shrink", event.now, self._cache.seats, self._shrink_part))
 
     def _shrink_part(self, job: Job) -> Step:
         cache = self._cache
@@ -83,21 +76,29 @@ class Tuning:
         job.effects.append(Discard(*tail))
         return "wait"
 
-    def _stop_shrinking(self, now: float, ticket: int) -> list[Effect]:
+    def _stop_shrinking(self, event: CommandAsked, _: StopShrinking) -> list[Effect]:
         if self._discarding is not None:
-            self._waiting.append(ticket)
+            self._waiting.append(event.ticket)
             return []
         effects: list[Effect] = []
         job = self._jobs.running("shrink")
         if job is not None:
             self._cache.set_capacity(self._cache.tail[1])
-            effects = self._jobs.end(job, now)
-        return [*effects, CommandDone(ticket, self._cache.capacity)]
+            effects = self._jobs.end(job, event.now)
+        return [*effects, CommandDone(event.ticket, self._cache.capacity)]
 
-    def _change_policy(self, now: float, command: ChangePolicy) -> Job:
+    def _grow(self, event: CommandAsked, command: Grow) -> list[Effect]:
+        self._cache.set_capacity(command.capacity)
+        return [CommandDone(event.ticket, None)]
+
+    def _change_policy(self, event: CommandAsked, command: ChangePolicy) -> list[Effect]:
         self.policy_name = command.name
         self._cache.change_policy(command.policy)
-        return self._jobs.start("change_policy", now, self._cache.ready_objects, self._policy_part)
+        objects = self._cache.ready_objects
+        return self._begun(event, self._jobs.start("change_policy", event.now, objects, self._policy_part))
+
+    def _begun(self, event: CommandAsked, job: Job) -> list[Effect]:
+        return [*self._jobs.proceed(event.now), CommandDone(event.ticket, job.report(event.now))]
 
     def _policy_part(self, job: Job) -> Step:
         ended = self._cache.hand_over(_PART)

@@ -6,14 +6,18 @@ on working; it has not its labels, but is the sum over them. Every series exists
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from engine import StatusReport
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import Metric
+from prometheus_client.registry import Collector
+
+from engine import CheckReport, LoopReport, StatusReport
 from service.configuration import ReloadReport
 from service.http_metrics import HttpReport
 from service.metrics.engine_series import engine_series
-from service.metrics.health_series import Check, Loop, check_series, loop_series, reload_series
+from service.metrics.health_series import check_series, loop_series, reload_series
 from service.metrics.http_series import http_series
 from service.metrics.process_series import process_series
 
@@ -26,18 +30,26 @@ class Sources:
     """None stands for an engine that is not there."""
     http: HttpReport
     reload: ReloadReport
-    loops: Sequence[Loop] = ()
-    checks: Sequence[Check] = ()
+    loops: Sequence[LoopReport] = ()
+    checks: Sequence[CheckReport] = ()
+
+
+class _Collector(Collector):
+    def __init__(self, sources: Sources) -> None:
+        self._sources = sources
+
+    def collect(self) -> Iterable[Metric]:
+        sources = self._sources
+        yield from process_series()
+        yield from engine_series(sources.engine)
+        yield from loop_series(sources.loops)
+        yield from check_series(sources.checks)
+        yield from reload_series(sources.reload)
+        yield from http_series(sources.http)
 
 
 def exposition(sources: Sources) -> bytes:
     """All metrics in the text format."""
-    parts = [
-        *process_series(),
-        *engine_series(sources.engine),
-        *loop_series(sources.loops),
-        *check_series(sources.checks),
-        *reload_series(sources.reload),
-        *http_series(sources.http),
-    ]
-    return "".join(parts).encode()
+    registry = CollectorRegistry()
+    registry.register(_Collector(sources))
+    return generate_latest(registry)

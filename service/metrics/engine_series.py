@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Final, get_args
 
+from prometheus_client.core import Metric
+
 from engine import EMPTY_REPORT, L1Report, LookupReport, MissReason, StatusReport, TransferReport, WorkerState
-from service.metrics.text import counter, counters, gauge, gauges, histogram, histograms
+from service.metrics.families import counter, counters, gauge, gauges, histogram, histograms
 
 MISS_REASONS: Final = tuple(reason for reason in get_args(MissReason) if reason != "chunk_incomplete")
 """Why a lookup found no more than it did; it asks for complete chunks only."""
 
 
-def engine_series(report: StatusReport | None) -> Iterator[str]:
+def engine_series(report: StatusReport | None) -> Iterator[Metric]:
     """Everything of the report; None stands for an engine that is not there."""
     yield gauge("kvkeep_engine_ready", "1 once the engine serves requests.", report is not None)
     report = report or EMPTY_REPORT
@@ -32,20 +34,20 @@ def engine_series(report: StatusReport | None) -> Iterator[str]:
     yield misses(report.l1.missed_lookups)
 
 
-def misses(by_reason: Sequence[tuple[str, int]]) -> str:
+def misses(by_reason: Sequence[tuple[str, int]]) -> Metric:
     """Lookups that did not find everything, by the reason of their first missing chunk."""
     counts = {**dict.fromkeys(MISS_REASONS, 0), **dict(by_reason)}
     description = "Lookups that did not find all chunks, by why the first of them was missing."
     return counters("kvkeep_lookup_misses_total", description, ["reason"], (([name], n) for name, n in counts.items()))
 
 
-def _workers(report: StatusReport) -> str:
+def _workers(report: StatusReport) -> Metric:
     states = [worker.state for worker in report.workers]
     series = (([state], states.count(state)) for state in get_args(WorkerState))
     return gauges("kvkeep_workers", "Registered workers by state.", ["state"], series)
 
 
-def _lookups(lookups: LookupReport, l1: L1Report, chunk_size: int) -> Iterator[str]:
+def _lookups(lookups: LookupReport, l1: L1Report, chunk_size: int) -> Iterator[Metric]:
     asked, hits = (l1.hit_chunks + l1.missed_chunks) * chunk_size, l1.hit_chunks * chunk_size
     yield histogram("kvkeep_lookup_duration_seconds", "Time of the engine thread for a lookup.", lookups.seconds)
     yield counters(
@@ -72,7 +74,7 @@ def _lookups(lookups: LookupReport, l1: L1Report, chunk_size: int) -> Iterator[s
     )
 
 
-def _transfers(transfers: Sequence[TransferReport]) -> Iterator[str]:
+def _transfers(transfers: Sequence[TransferReport]) -> Iterator[Metric]:
     for direction, past in (("store", "stored"), ("retrieve", "retrieved")):
         ones = [each for each in transfers if each.direction == direction]
         yield histograms(
@@ -103,14 +105,14 @@ def _transfers(transfers: Sequence[TransferReport]) -> Iterator[str]:
     yield counter("lmcache_mp_l1_read_chunks_total", "Objects read from L1.", retrieved)
 
 
-def _server_copies(transfers: Sequence[TransferReport]) -> Iterator[str]:
+def _server_copies(transfers: Sequence[TransferReport]) -> Iterator[Metric]:
     for each in transfers:
         what = f"{each.direction}s that the server copies"
         yield counter(f"lmcache_mp_num_submitted_{each.direction}s_total", f"Begun {what}.", each.begun)
         yield counter(f"lmcache_mp_num_finished_{each.direction}s_total", f"Ended {what}, well or not.", each.ended)
 
 
-def _tiers(l1: L1Report) -> Iterator[str]:
+def _tiers(l1: L1Report) -> Iterator[Metric]:
     yield gauges(
         "kvkeep_cached_bytes",
         "Bytes occupied, by tier.",
@@ -126,7 +128,7 @@ def _tiers(l1: L1Report) -> Iterator[str]:
     yield gauge("lmcache_mp_l2_usage_bytes", "Bytes occupied in L2.", 0)
 
 
-def _l1(l1: L1Report) -> Iterator[str]:
+def _l1(l1: L1Report) -> Iterator[Metric]:
     ratio = l1.memory_used_bytes / l1.memory_total_bytes if l1.memory_total_bytes else 0.0
     yield gauge("lmcache_mp_l1_memory_usage_bytes", "Bytes occupied in L1.", l1.memory_used_bytes)
     yield gauge("lmcache_mp_l1_usage_ratio", "Occupied part of L1, 0 to 1.", ratio)

@@ -3,44 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Final, Protocol
+from typing import Final
 
+from prometheus_client.core import Metric
+
+from engine import CheckReport, LoopReport
 from service.configuration import ReloadReport
-from service.metrics.text import counters, gauge, gauges
-
-
-class Loop(Protocol):
-    """A supervised loop."""
-
-    @property
-    def name(self) -> str: ...
-
-    @property
-    def beat_age_seconds(self) -> float: ...
-
-    @property
-    def restarts(self) -> int: ...
-
-
-class Check(Protocol):
-    """The newest result of one check of the data path."""
-
-    @property
-    def name(self) -> str: ...
-
-    @property
-    def ok(self) -> bool: ...
-
-    @property
-    def latency_seconds(self) -> float | None: ...
-
+from service.metrics.families import counters, gauge, gauges
 
 CHECKS: Final = ("engine", "socket", "transfer", "loops", "monitor")
 LOOPS: Final = ("engine", "transfer", "monitor")
 """Those that are there from the start, with zeros before there is an engine."""
 
 
-def loop_series(loops: Sequence[Loop]) -> Iterator[str]:
+def loop_series(loops: Sequence[LoopReport]) -> Iterator[Metric]:
     """How fresh every loop is, and how often it was started again."""
     ages = dict.fromkeys(LOOPS, 0.0) | {loop.name: loop.beat_age_seconds for loop in loops}
     restarts = dict.fromkeys(LOOPS, 0) | {loop.name: loop.restarts for loop in loops}
@@ -58,7 +34,7 @@ def loop_series(loops: Sequence[Loop]) -> Iterator[str]:
     )
 
 
-def check_series(checks: Sequence[Check]) -> Iterator[str]:
+def check_series(checks: Sequence[CheckReport]) -> Iterator[Metric]:
     """Whether every check passed, and how long it took; 0 seconds stand for a check that has not come back."""
     passing = dict.fromkeys(CHECKS, False) | {each.name: each.ok for each in checks}
     latencies = dict.fromkeys(CHECKS, 0.0) | {each.name: each.latency_seconds or 0.0 for each in checks}
@@ -76,7 +52,7 @@ def check_series(checks: Sequence[Check]) -> Iterator[str]:
     )
 
 
-def reload_series(report: ReloadReport) -> Iterator[str]:
+def reload_series(report: ReloadReport) -> Iterator[Metric]:
     """How the newest reading of the configuration ended; the one at the start counts."""
     yield gauge("kvkeep_config_reload_success", "1 while what the file says is in force.", report.is_success)
     yield gauge("kvkeep_config_last_reload_timestamp_seconds", "When the configuration was last read.", report.at)

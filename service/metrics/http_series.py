@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from prometheus_client.core import Metric
+
 from service.http_metrics import HttpReport
-from service.metrics.text import counters, gauge, histograms
+from service.metrics.families import counters, gauge, histograms
 
 
-def http_series(report: HttpReport) -> Iterator[str]:
+def http_series(report: HttpReport) -> Iterator[Metric]:
     """Requests by operation."""
     yield counters(
         "kvkeep_http_requests_total",

@@ -10,7 +10,7 @@ from prometheus_client import ProcessCollector
 from prometheus_client.core import Metric
 
 from service import __version__
-from service.metrics.text import counter, gauge, gauges
+from service.metrics.families import gauges
 
 PROTOCOL: Final = "0.5"
 """The version of LMCache whose request protocol is spoken."""
@@ -19,12 +19,7 @@ _BUILD: Final = {"version": __version__, "python": platform.python_version(), "l
 _process: Final = ProcessCollector(registry=None)
 
 
-def process_series() -> Iterator[str]:
+def process_series() -> Iterator[Metric]:
     """What runs, and what the system says of it: memory, processor time, open files, when it started."""
     yield gauges("kvkeep_build_info", "Always 1; the labels say what runs.", list(_BUILD), [(list(_BUILD.values()), 1)])
-    yield from map(_text, _process.collect())
-
-
-def _text(family: Metric) -> str:
-    [sample] = family.samples
-    return (counter if family.type == "counter" else gauge)(sample.name, family.documentation, sample.value)
+    yield from _process.collect()

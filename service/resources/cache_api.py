@@ -58,7 +58,8 @@ class ClearCache:
             resp.set_header("Location", f"/api/jobs/{job.id}")
             resp.media = job_body(job)
         else:
-            log.info("cleared %d objects of %d bytes", job.objects, job.bytes)
+            if not job.dry_run:
+                log.info("cleared %d objects of %d bytes", job.objects, job.bytes)
             resp.media = {"dry_run": job.dry_run, "tiers": _tiers(job, tier)}
 
 

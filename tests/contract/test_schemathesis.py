@@ -15,12 +15,12 @@ from service.app import create_app
 from service.document import Document
 from tests.support.configuration import reloadable
 from tests.support.example_requests import example_request
-from tests.support.fake_engine import UNHEALTHY, FakeEngine, UnsureEngine, context, stopped, stuck
+from tests.support.fake_engine import UNHEALTHY, BusyEngine, FakeEngine, UnsureEngine, context, stopped, stuck
 from tests.support.server import Server
 
 DOCUMENT = Document.load(assets.openapi_path())
 STANDING_BEFORE = {400, 401, 403, 413, 415, 500}
-"""What the middleware answers; test_access.py reaches 401 and 403, the unit tests the others."""
+"""What the middleware answers: test_access.py reaches 401 and 403, test_middleware.py the others, for each operation."""
 SUPPRESSED = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
 
 # NOTE: Loaded here rather than by a fixture; schemathesis's fixtures and pytest 9 do not go together.
@@ -91,10 +91,19 @@ def test_a_server_whose_engine_does_not_answer_is_as_documented(case: schemathes
     as_documented(case)
 
 
+def test_links_lead_where_the_document_says(server: Server) -> None:
+    """Pages to their next pages, jobs to themselves: on a real server, and where there are always more of both."""
+    steps = settings(max_examples=30, stateful_step_count=6, deadline=None, suppress_health_check=SUPPRESSED)
+    on_server = schemathesis.openapi.from_path(assets.openapi_path())
+    on_server.config.update(base_url=server.http_url)
+    on_server.as_state_machine().run(settings=steps)
+    over(BusyEngine()).as_state_machine().run(settings=steps)
+
+
 @pytest.mark.parametrize("operation", list(DOCUMENT.operations()), ids=str)
 def test_the_states_above_reach_every_status_that_a_responder_declares(operation, tmp_path: Path) -> None:
     """The runs above are worth what they reach: 200 and 503 of every operation that has both."""
-    engines = (None, FakeEngine(), FakeEngine(UNHEALTHY), stopped(), stuck(), UnsureEngine())
+    engines = (None, FakeEngine(), FakeEngine(UNHEALTHY), stopped(), stuck(), BusyEngine(), UnsureEngine())
     states = [context(engine) for engine in engines]
     states += [replace(context(FakeEngine()), config=config) for config in reloadable(tmp_path)]
     reached = set()

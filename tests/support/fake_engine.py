@@ -276,12 +276,10 @@ class FakeEngine:
 
 
 class UnsureEngine(FakeEngine):
-    """An engine whose jobs take long, and whose model runs with several world sizes."""
+    """An engine whose model runs with several world sizes, and that has had no jobs."""
 
     def ask(self, command: Command[A], timeout: float) -> A:
-        """Does not wait for jobs, and remembers none."""
-        if isinstance(command, AwaitJob):
-            raise EngineTimeoutError("it takes longer")
+        """Remembers no jobs."""
         if isinstance(command, ListJobs):
             none: Any = ()
             return none  # type: ignore[no-any-return]
@@ -290,6 +288,16 @@ class UnsureEngine(FakeEngine):
     def look(self, question: Question, timeout: float) -> LookReport:
         """Asks back."""
         raise AmbiguousError("say which")
+
+
+class BusyEngine(FakeEngine):
+    """An engine whose jobs take long."""
+
+    def ask(self, command: Command[A], timeout: float) -> A:
+        """Does not wait for jobs."""
+        if isinstance(command, AwaitJob):
+            raise EngineTimeoutError("it takes longer")
+        return super().ask(command, timeout)
 
 
 def stopped() -> FakeEngine:

@@ -3,38 +3,22 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import get_args
 
 import pytest
-from prometheus_client import CollectorRegistry, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
-from prometheus_client.parser import text_string_to_metric_families
-from prometheus_client.registry import Collector
 
-from engine import HistogramReport, StatusReport, TransferMode, WorkerState
+from engine import CheckReport, HistogramReport, LoopReport, StatusReport, TransferMode, WorkerState
 from service import __version__
-from service.metrics import text
 from service.metrics.engine_series import MISS_REASONS, misses
+from service.metrics.families import histogram
 from tests.support.fake_engine import HEALTHY, L1, UNHEALTHY
 from tests.unit.service.exposition import exposition, families, http_metrics, samples, value
 
 TOKENS = 256
 ALWAYS_MOVING = ("process_", "kvkeep_build_info")
-
-
-@dataclass(frozen=True)
-class SomeLoop:
-    name: str
-    beat_age_seconds: float = 0.5
-    restarts: int = 2
-
-
-@dataclass(frozen=True)
-class SomeCheck:
-    name: str
-    ok: bool = True
-    latency_seconds: float | None = 0.001
+TRUE_FROM_THE_START = ("kvkeep_config_reload_success", "kvkeep_config_last_reload_timestamp_seconds")
+"""The reading of the configuration at the start counts."""
 
 
 @pytest.mark.parametrize(
@@ -124,7 +108,13 @@ def test_the_process_is_measured() -> None:
 
 @pytest.mark.parametrize("report", [None, HEALTHY, UNHEALTHY], ids=["none", "healthy", "unhealthy"])
 def test_a_strict_reader_accepts_it(report: StatusReport | None) -> None:
-    found = families(exposition(report, loops=[SomeLoop("engine")], checks=[SomeCheck("socket")]))
+    found = families(
+        exposition(
+            report,
+            loops=[LoopReport("engine", 0.5, 2)],
+            checks=[CheckReport("socket", True, None, 0.001, 0.1, "liveness")],
+        )
+    )
     for name, family in found.items():
         assert re.fullmatch(r"(kvkeep|lmcache_mp|process)_[a-z0-9_]+", name)
         assert family.documentation.endswith("."), name
@@ -138,7 +128,7 @@ def test_every_series_exists_before_the_engine() -> None:
     before, after = samples(exposition(None)), samples(exposition(HEALTHY))
     assert {key for key in before if "le" not in dict(key[1])} == {key for key in after if "le" not in dict(key[1])}
     assert {
-        found for (name, _), found in before.items() if not name.startswith((*ALWAYS_MOVING, "kvkeep_config_"))
+        found for (name, _), found in before.items() if not name.startswith((*ALWAYS_MOVING, *TRUE_FROM_THE_START))
     } == {0.0}
 
 
@@ -157,7 +147,7 @@ class TestLabelSets:
 
 
 def test_misses_are_told_by_reason() -> None:
-    [family] = text_string_to_metric_families(misses((("evicted", 3), ("cleared", 1))))
+    family = misses((("evicted", 3), ("cleared", 1)))
     counts = {sample.labels["reason"]: sample.value for sample in family.samples}
     assert counts == {**dict.fromkeys(MISS_REASONS, 0), "evicted": 3, "cleared": 1}
     assert value(exposition(HEALTHY), "kvkeep_lookup_misses_total", reason="evicted") == 2
@@ -165,7 +155,9 @@ def test_misses_are_told_by_reason() -> None:
 
 def test_loops_and_checks_are_told_by_name() -> None:
     found = exposition(
-        None, loops=[SomeLoop("engine"), SomeLoop("transfer", 7.25, 0)], checks=[SomeCheck("ping", False, None)]
+        None,
+        loops=[LoopReport("engine", 0.5, 2), LoopReport("transfer", 7.25, 0)],
+        checks=[CheckReport("ping", False, "no answer", None, 0.1, "liveness")],
     )
     assert value(found, "kvkeep_loop_beat_age_seconds", loop="transfer") == 7.25
     assert value(found, "kvkeep_loop_restarts_total", loop="engine") == 2
@@ -196,43 +188,11 @@ def test_no_memory_is_not_used() -> None:
     assert value(exposition(empty), "lmcache_mp_l1_usage_ratio") == 0
 
 
-class TestText:
-    """What is written here is what the client library writes."""
-
-    def same(self, written: str, family: Metric) -> None:
-        class One(Collector):
-            def collect(self) -> list[Metric]:
-                return [family]
-
-        registry = CollectorRegistry()
-        registry.register(One())
-        ours, theirs = (
-            list(text_string_to_metric_families(each)) for each in (written, generate_latest(registry).decode())
-        )
-        assert ours == theirs
-        comments = [line for line in written.splitlines() if line.startswith("#")]
-        assert comments == [line for line in generate_latest(registry).decode().splitlines() if line.startswith("#")]
-
-    @pytest.mark.parametrize("number", [0, 7, True, False, 0.1, 1e-9, 1e22, 1 << 62, -2.5])
-    def test_a_number(self, number: float) -> None:
-        self.same(text.gauge("a_b", "Words.", number), GaugeMetricFamily("a_b", "Words.", value=number))
-        self.same(text.counter("a_b_total", "Words.", number), CounterMetricFamily("a_b", "Words.", value=number))
-
-    @pytest.mark.parametrize("label", ["plain", "", 'quoted "', "back\\slash\\n", "two\nlines", "ünï"])
-    def test_a_label(self, label: str) -> None:
-        gauge = GaugeMetricFamily("a", "Words.", labels=["b", "c"])
-        gauge.add_metric([label, "x"], 3)
-        self.same(text.gauges("a", "Words.", ["b", "c"], [([label, "x"], 3)]), gauge)
-        counter = CounterMetricFamily("a", "Words.", labels=["b"])
-        counter.add_metric([label], 3)
-        self.same(text.counters("a_total", "Words.", ["b"], [([label], 3)]), counter)
-
-    def test_a_histogram(self) -> None:
-        buckets = [("0.5", 2.0), ("1.0", 2.0), ("+Inf", 5.0)]
-        report = HistogramReport((0.5, 1.0), (2, 0, 3), 12.25)
-        bare = HistogramMetricFamily("a_seconds", "Words.", buckets=buckets, sum_value=12.25)
-        self.same(text.histogram("a_seconds", "Words.", report), bare)
-        labelled = HistogramMetricFamily("a_seconds", "Words.", labels=["b"])
-        for label in ("x", "y"):
-            labelled.add_metric([label], buckets, 12.25)
-        self.same(text.histograms("a_seconds", "Words.", ["b"], [(["x"], report), (["y"], report)]), labelled)
+def test_a_histogram_counts_all_that_does_not_pass_a_bound() -> None:
+    family = histogram("a_seconds", "Words.", HistogramReport((0.5, 1.0), (2, 0, 3), 12.25))
+    buckets = [(each.labels["le"], each.value) for each in family.samples if each.name == "a_seconds_bucket"]
+    assert buckets == [("0.5", 2), ("1.0", 2), ("+Inf", 5)]
+    assert {each.name: each.value for each in family.samples if not each.labels} == {
+        "a_seconds_count": 5,
+        "a_seconds_sum": 12.25,
+    }
