@@ -71,11 +71,8 @@ class Engine:
         operators = Operators(cache, self._sessions, self._workers, self._copies, prompts, self._jobs)
         self._tuning = Tuning(cache, self._jobs, settings.eviction_policy)
         self._handlers = self._request_handlers()
-        self._commands: Final[dict[type[Command[Any]], CommandHandler]] = {
-            **operators.handlers(),
-            **self._tuning.handlers(),
-            Drain: self._drain,
-        }
+        commands: dict[type[Command[Any]], CommandHandler] = {Drain: self._drain}
+        self._commands: Final = commands | operators.handlers() | self._tuning.handlers()
         self._meter_of: Final = _meter_of(meters)
 
     def handle(self, event: Event) -> list[Effect]:

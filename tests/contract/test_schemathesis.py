@@ -20,7 +20,8 @@ from tests.support.server import Server
 
 DOCUMENT = Document.load(assets.openapi_path())
 STANDING_BEFORE = {400, 401, 403, 413, 415, 500}
-"""What the middleware answers: test_access.py reaches 401 and 403, test_middleware.py the others, for each operation."""
+"""What stands before the responders: test_access.py reaches 401 and 403 of each operation, test_middleware.py 400, 413
+and 415, and the unit tests 500."""
 SUPPRESSED = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
 
 # NOTE: Loaded here rather than by a fixture; schemathesis's fixtures and pytest 9 do not go together.
