@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final, Literal
 
+from service.access import exposures
 from service.appliers import Applier, ApplyError, apply_all
 from service.changes import Change, behind, differences
 from service.file_state import FileState, file_state
@@ -190,6 +191,9 @@ class Configuration:
         report = ReloadReport(time.time(), trigger, "applied" if changes else "unchanged", message)
         self._in_force = InForce(new, report)
         log.info("configuration reloaded (%s): %s", trigger, message)
+        if changes:
+            for warning in (*new.warnings, *exposures(new.http.policy, new.http.host, new.engine.host)):
+                log.warning("%s", warning)
 
     def _refuse(
         self,

@@ -107,6 +107,19 @@ def test_what_was_pending_is_forgotten_with_the_next_reload(file: Path) -> None:
     assert config.in_force.pending == ()
 
 
+def test_what_a_change_leaves_open_is_warned_of_as_at_the_start(file: Path, caplog) -> None:
+    file.write_text("http: {host: 0.0.0.0}\n")
+    config = configuration(file, TunedEngine())
+    file.write_text("http: {host: 0.0.0.0, allow_unauthenticated: true}\n")
+    config.reload("watch")
+    assert (
+        "the HTTP API listens on 0.0.0.0 without tokens: who reaches it can read everything and change" in caplog.text
+    )
+    caplog.clear()
+    config.reload("watch")
+    assert "without tokens" not in caplog.text
+
+
 def test_more_than_l1_can_grow_to_needs_a_restart(file: Path) -> None:
     engine = TunedEngine()
     config = configuration(file, engine, appliers=live.appliers(lambda: engine, 3 * GIB, Logs(), AccessControl()))
