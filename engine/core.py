@@ -241,7 +241,7 @@ class Engine:
             evicted_bytes=counters.evicted_bytes,
             refused_objects=counters.refused_objects,
             cleared_objects=counters.cleared_objects,
-            missed_lookups=tuple(self._lookups.missed_lookups.items()),
+            missed_lookups=self._lookups.missed(),
             absent_reads=counters.absent_reads,
             unready_reads=counters.unready_reads,
         )

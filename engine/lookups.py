@@ -57,7 +57,9 @@ class Lookups:
     def __init__(self, cache: L1Cache, sessions: Sessions, workers: Workers, prompts: Prompts) -> None:
         self.hit_chunks = 0
         self.missed_chunks = 0
-        self.missed_lookups: dict[MissReason, int] = dict.fromkeys(_COUNTED, 0)
+        self._missed: dict[MissReason, int] = dict.fromkeys(_COUNTED, 0)
+        self._unexplained: list[bytes] = []
+        """First missing objects of lookups whose reasons were not counted yet."""
         self.requests = 0
         self.without_workers = 0
         self.without_chunks = 0
@@ -80,10 +82,10 @@ class Lookups:
         if not fingerprints:
             self.requests += 1
             self.without_workers += 1
-            self.missed_lookups["layout_unknown"] += 1
+            self._missed["layout_unknown"] += 1
             return
         chunks, hashes = self._prompts.prefix(key)
-        spaces = self._namespaces(key, fingerprints)
+        spaces = prefixes(key.model_name, key.world_size, key.cache_salt, fingerprints)
         prefix = longest_prefix(self._cache, spaces, hashes)
         session.hits = len(prefix.entries) // len(spaces)
         self._lease(session, prefix.entries, max(1, key.num_kv_readers))
@@ -93,7 +95,18 @@ class Lookups:
         self.hit_chunks += session.hits
         self.missed_chunks += chunks - session.hits
         if prefix.missing is not None:
-            self.missed_lookups[self._cache.miss_reason(prefix.missing)] += 1
+            self._unexplained.append(prefix.missing)
+
+    def missed(self) -> tuple[tuple[MissReason, int], ...]:
+        """How many lookups did not find everything, by the reason of the first object that was not there.
+
+        PERF: The reasons are looked up here, which is after the replies were sent, rather than before each of them.
+        """
+        for key in self._unexplained:
+            # One that has come since then is being written at least.
+            self._missed[self._cache.miss_reason(key)] += 1
+        self._unexplained.clear()
+        return tuple(self._missed.items())
 
     def collect(self, client: bytes, request_id: str) -> int:
         """The number of leading chunks found, once; 0 afterwards and for unknown requests."""
@@ -113,7 +126,7 @@ class Lookups:
         wanted = list(hashes)[-(-max(0, key.start) // size) : chunks]
         session.collected = True
         fingerprints = self._workers.fingerprints((key.model_name, key.world_size))
-        spaces = self._namespaces(key, fingerprints)
+        spaces = prefixes(key.model_name, key.world_size, key.cache_salt, fingerprints)
         self._end_leases(session, [space + hash_ for hash_ in wanted for space in spaces])
 
     def end(self, client: bytes, request_id: str) -> None:
@@ -138,10 +151,6 @@ class Lookups:
         session = Session(client, request_id, now)
         self._sessions.add(session)
         return session
-
-    @staticmethod
-    def _namespaces(key: Key, fingerprints: Iterable[bytes]) -> list[bytes]:
-        return prefixes(key.model_name, key.world_size, key.cache_salt, fingerprints)
 
     def _lease(self, session: Session, found: list[Entry], readers: int) -> None:
         for entry in found:

@@ -46,9 +46,11 @@ class Session:
 
     def grant(self, entries: Iterable[Entry], readers: int) -> None:
         """The request holds this many leases on each of the objects from now on."""
+        leases, size = self.leases, 0
         for entry in entries:
-            self.leases[entry.key] = (entry, readers)
-            self.leased_bytes += entry.size
+            leases[entry.key] = (entry, readers)
+            size += entry.size
+        self.leased_bytes += size
 
     def give_back(self, key: bytes) -> tuple[Entry, int] | None:
         """Takes all that is left of a lease out of the session: the object, and how many leases."""

@@ -32,10 +32,9 @@ class History:
     def stored(self, key: bytes) -> None:
         """The object is there."""
         self._left.pop(key, None)
-        bits, stored = _bits(key), self._stored
-        for _ in range(3):
-            stored[(bits & _FILTER_MASK) >> 3] |= 1 << (bits & 7)
-            bits >>= _FILTER_BITS
+        stored = self._stored
+        for bit in _bits(key):
+            stored[bit >> 3] |= 1 << (bit & 7)
 
     def left(self, key: bytes, reason: MissReason) -> None:
         """The object is not there any more, or could not come."""
@@ -59,14 +58,15 @@ class History:
         return "not_remembered" if self._was_stored(key) else "never_stored"
 
     def _was_stored(self, key: bytes) -> bool:
-        bits, stored = _bits(key), self._stored
-        for _ in range(3):
-            if not stored[(bits & _FILTER_MASK) >> 3] & 1 << (bits & 7):
-                return False
-            bits >>= _FILTER_BITS
-        return True
+        stored = self._stored
+        return all(stored[bit >> 3] & 1 << (bit & 7) for bit in _bits(key))
 
 
-def _bits(key: bytes) -> int:
-    """128 bits that differ with namespace and chunk; both are parts of digests, so the bits are spread well."""
-    return int.from_bytes(key[:16], "big") ^ int.from_bytes(key[16:32], "big")
+def _bits(key: bytes) -> tuple[int, int, int]:
+    """Three bits of the filter, by double hashing (Kirsch and Mitzenmacher, 2006).
+
+    PERF: Python keeps the hash of a key that was looked up in a table, as this one has just been.
+    """
+    first = hash(key)
+    step = first >> 32 | 1
+    return first & _FILTER_MASK, (first + step) & _FILTER_MASK, (first + 2 * step) & _FILTER_MASK
