@@ -228,7 +228,9 @@ class L1Cache:
         self._ready = self._ready_bytes = 0
         self._policy.clear()
         for entry in self._in_use:
-            entry.visible = False
+            if entry.visible:
+                self.history.left(entry.key, "cleared")
+                entry.visible = False
         self._allocator.keep_only((entry.offset, entry.size) for entry in self._in_use)
         return cleared
 
