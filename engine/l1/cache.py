@@ -297,8 +297,9 @@ class L1Cache:
 
     def _evict(self, entry: Entry) -> None:
         self.doom(entry, "evicted")
-        self.counters.evicted_objects += 1
-        self.counters.evicted_bytes += entry.size
+        if entry.ready:
+            self.counters.evicted_objects += 1
+            self.counters.evicted_bytes += entry.size
 
     def _room(self, size: int) -> list[Entry]:
         """The fewest bytes to evict for a contiguous range of `size`, looking no further than the policy has to.
