@@ -143,15 +143,19 @@ class L1CacheMachine(RuleBasedStateMachine):
         self.cache.set_capacity(pages * ALIGNMENT + spare)
         self.model.set_capacity(pages)
 
+    @precondition(lambda self: "size" in self.changes and self.model.live)
+    @rule(pick=PICK, spare=st.sampled_from([0, 1, 4095]), part=st.integers(1, CHAINS * CHAIN_LENGTH))
+    def lower_capacity(self, pick: int, spare: int, part: int) -> None:
+        """To a place before or inside of an object; what lies behind is evicted in parts, or not yet."""
+        pages = self._pick(self.model.live, pick).pages[0] + pick % 2
+        self.set_capacity(pages, spare)
+        for seat in range(0, self.cache.seats if pick % 4 else 1, part):
+            self._evict_beyond(seat, part)
+
     @precondition(lambda self: self.model.beyond())
     @rule(seat=st.integers(0, CHAINS * CHAIN_LENGTH), count=st.integers(1, CHAINS * CHAIN_LENGTH))
     def evict_beyond(self, seat: int, count: int) -> None:
-        there = [item for item in self.model.beyond() if item.visible]
-        expected = [item for item in there if seat <= item.entry.seat < seat + count]
-        evicted = self.cache.evict_beyond(seat, count)
-        assert {entry.key for entry in evicted} == {key_bytes(item.key) for item in expected}
-        for item in expected:
-            self.model.hide(item, "evicted")
+        self._evict_beyond(seat, count)
 
     @precondition(lambda self: self.model.end > self.model.pages and not self.model.beyond())
     @rule()
@@ -163,14 +167,16 @@ class L1CacheMachine(RuleBasedStateMachine):
         self.model.end = self.model.pages
 
     @precondition(lambda self: "policy" in self.changes)
-    @rule(name=st.sampled_from(sorted(POLICIES)))
-    def change_policy(self, name: str) -> None:
+    @rule(name=st.sampled_from([*POLICIES, *[None] * 6]))
+    def change_policy(self, name: str | None) -> None:
         """Also while the last change has not ended."""
+        if name is None:
+            return
         self.cache.change_policy(POLICIES[name]())
         self.model.order.change(name, self.model.ranked)
 
     @precondition(lambda self: self.model.order.is_changing)
-    @rule(count=st.integers(1, 4))
+    @rule(count=st.sampled_from([1, 1, 1, 2, 4]))
     def hand_over(self, count: int) -> None:
         ended = self.cache.hand_over(count)
         self.the_order_of_eviction_is_right()
@@ -248,6 +254,14 @@ class L1CacheMachine(RuleBasedStateMachine):
         assert (self.cache.used, self.cache.objects_in_use, self.cache.ready_objects) == (0, (0, 0), 0)
 
     # Each step, with its check
+
+    def _evict_beyond(self, seat: int, count: int) -> None:
+        there = [item for item in self.model.beyond() if item.visible]
+        expected = [item for item in there if seat <= item.entry.seat < seat + count]
+        evicted = self.cache.evict_beyond(seat, count)
+        assert {entry.key for entry in evicted} == {key_bytes(item.key) for item in expected}
+        for item in expected:
+            self.model.hide(item, "evicted")
 
     def _reserve(self, key: Key, size: int) -> Item | None:
         pages = -(-size // ALIGNMENT)
