@@ -65,14 +65,16 @@ class Allocator:
 
     def set_capacity(self, capacity: int) -> None:
         """Lowers the capacity, which leaves a tail, or raises it, first over the tail and then beyond its end."""
-        if capacity > self._end:
-            end, self._end = self._end, capacity
+        end, self._end = self._end, max(self._end, capacity)
+        self.capacity = min(capacity, end)
+        self._by_size = sorted(
+            (min(start + size, self.capacity) - start, start)
+            for start, size in self._size_at.items()
+            if start < self.capacity
+        )
+        if capacity > end:
             self.capacity = capacity
             self._give(end, capacity)
-        self.capacity = capacity
-        self._by_size = sorted(
-            (min(start + size, capacity) - start, start) for start, size in self._size_at.items() if start < capacity
-        )
 
     def cut_tail(self) -> None:
         """Forgets the tail, which must be free."""

@@ -228,7 +228,9 @@ class L1Cache:
         self._ready = self._ready_bytes = 0
         self._policy.clear()
         for entry in self._in_use:
-            entry.visible = False
+            if entry.visible:
+                self.history.left(entry.key, "cleared")
+                entry.visible = False
         self._allocator.keep_only((entry.offset, entry.size) for entry in self._in_use)
         return cleared
 
@@ -295,8 +297,9 @@ class L1Cache:
 
     def _evict(self, entry: Entry) -> None:
         self.doom(entry, "evicted")
-        self.counters.evicted_objects += 1
-        self.counters.evicted_bytes += entry.size
+        if entry.ready:
+            self.counters.evicted_objects += 1
+            self.counters.evicted_bytes += entry.size
 
     def _room(self, size: int) -> list[Entry]:
         """The fewest bytes to evict for a contiguous range of `size`, looking no further than the policy has to.

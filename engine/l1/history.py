@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Collection
-from typing import Final
+from typing import Any, Final
 
 from engine.status import MissReason
 
@@ -26,12 +25,13 @@ class History:
 
     def __init__(self) -> None:
         self._left: OrderedDict[bytes, MissReason] = OrderedDict()
-        self._cleared: Collection[bytes] = ()
+        self._cleared: dict[bytes, Any] = {}
         self._stored = bytearray(1 << (_FILTER_BITS - 3))
 
     def stored(self, key: bytes) -> None:
         """The object is there."""
         self._left.pop(key, None)
+        self._cleared.pop(key, None)
         stored = self._stored
         for bit in _bits(key):
             stored[bit >> 3] |= 1 << (bit & 7)
@@ -44,9 +44,10 @@ class History:
         if len(left) > _REMEMBERED:
             left.popitem(last=False)
 
-    def cleared(self, table: Collection[bytes]) -> None:
-        """All these objects were cleared at once. The table is kept and must not change any more."""
-        self._cleared = table if len(table) <= _CLEARED_LIMIT else ()
+    def cleared(self, table: dict[bytes, Any]) -> None:
+        """All these objects were cleared at once. The table belongs to the history from now on."""
+        if table:
+            self._cleared = table if len(table) <= _CLEARED_LIMIT else {}
 
     def reason(self, key: bytes) -> MissReason:
         """Why an object that is not there is not there."""

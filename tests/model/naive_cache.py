@@ -1,4 +1,4 @@
-"""What L1 has to be, written down naively: a list of objects with their bytes, an LRU list, and a map of pages."""
+"""What L1 has to be, written down naively: a list of objects with their bytes, an order, and a map of pages."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from engine.l1.cache import ALIGNMENT, Entry
+from engine.status import MissReason
 
 Key = tuple[int, int]
 """A chain of chunks and the position in it."""
@@ -13,6 +14,11 @@ Key = tuple[int, int]
 
 def key_bytes(key: Key) -> bytes:
     return b"chain%d/%d" % key
+
+
+def key_of(encoded: bytes) -> Key:
+    chain, index = encoded.removeprefix(b"chain").split(b"/")
+    return int(chain), int(index)
 
 
 @dataclass(eq=False)
@@ -38,15 +44,78 @@ class Item:
         return not self.committed or self.leases > 0
 
 
+class NaiveOrder:
+    """In which order objects may be evicted.
+
+    While the policy changes it is not known exactly: what was not used since then comes first, in its old order, and
+    what was stored or used comes behind it in any order. What was only touched may be anywhere.
+    """
+
+    def __init__(self) -> None:
+        self.policy = "lru"
+        self.is_changing = False
+        self._keys: list[Key] = []
+        """lru: the evictable ones by last use. fifo: all by arrival. While it changes: those that were not used."""
+        self._used: set[Key] = set()
+
+    def come(self, key: Key) -> None:
+        """It becomes evictable, for the first time or again."""
+        if self.is_changing:
+            self._used.add(key)
+        elif key not in self._keys:
+            self._keys.append(key)
+
+    def hold(self, key: Key) -> None:
+        if self.policy == "lru" or self.is_changing:
+            self.remove(key)
+
+    def remove(self, key: Key) -> None:
+        self._keys = [each for each in self._keys if each != key]
+        self._used.discard(key)
+
+    def touch(self, keys: Iterable[Key]) -> None:
+        for key in keys:
+            if key in self._keys and (self.is_changing or self.policy == "lru"):
+                self._keys.remove(key)
+                if not self.is_changing:
+                    self._keys.append(key)
+
+    def change(self, policy: str, ranked: list[Key]) -> None:
+        self.policy, self.is_changing = policy, True
+        self._keys, self._used = list(ranked), set()
+
+    def settle(self, known: list[Key]) -> None:
+        """The change has ended. `known`: those that the new policy has a place for."""
+        self.is_changing = False
+        self._keys, self._used = list(known), set()
+
+    def check(self, ranked: list[Key], evictable: list[Key]) -> None:
+        assert sorted(ranked) == sorted(evictable)
+        if self.is_changing:
+            sure = [key for key in ranked if key in self._keys or key in self._used]
+            assert sure[: len(self._keys)] == self._keys, "a change has mixed up the order"
+        else:
+            assert ranked == [key for key in self._keys if key in evictable]
+
+
 class NaiveCache:
     """The oracle of one `L1Cache`."""
 
     def __init__(self, pages: int) -> None:
         self.pages = pages
+        """The capacity."""
+        self.end = pages
+        """Where the tail behind it ends."""
         self.live: list[Item] = []
         """Everything that occupies a slot, doomed objects included."""
-        self.recency: list[Key] = []
-        """Evictable objects, the least recently used in front."""
+        self.order = NaiveOrder()
+        self.ranked: list[Key] = []
+        """The order as it was found to be right."""
+        self._reasons: dict[Key, MissReason] = {}
+        self._cleared: set[Key] = set()
+        """What the last clear of everything found unused: the reasons of the clears before it are forgotten."""
+        self._ever: set[Key] = set()
+        """What was stored at any time."""
 
     def visible(self, key: Key) -> Item | None:
         """The object that is there or being written under this key, if any."""
@@ -55,27 +124,60 @@ class NaiveCache:
     def ready(self) -> list[Item]:
         return [item for item in self.live if item.visible and item.committed]
 
+    def check_order(self, ranked: list[Key]) -> None:
+        self.order.check(ranked, [item.key for item in self.ready() if not item.leases])
+        self.ranked = ranked
+
     def evictable(self) -> list[Item]:
         """In the order in which they should go."""
         by_key = {item.key: item for item in self.ready()}
-        return [by_key[key] for key in self.recency]
+        return [by_key[key] for key in self.ranked]
 
-    def touch(self, keys: Iterable[Key]) -> None:
+    def beyond(self) -> list[Item]:
+        """What lies behind the capacity, doomed objects included."""
+        return [item for item in self.live if item.pages.stop > self.pages]
+
+    def set_capacity(self, pages: int) -> None:
+        self.pages, self.end = pages, max(pages, self.end)
+
+    def reason(self, key: Key) -> MissReason:
+        """Why there is no ready object."""
+        if self.visible(key) is not None:
+            return "being_written"
+        return self._reasons.get(key, "not_remembered" if key in self._ever else "never_stored")
+
+    def refuse(self, keys: Iterable[Key]) -> None:
         for key in keys:
-            if key in self.recency:
-                self.recency.remove(key)
-                self.recency.append(key)
+            self._explain(key, "refused")
+
+    def clear(self) -> None:
+        gone = [item for item in self.live if item.visible]
+        if gone:
+            for key in self._cleared:
+                del self._reasons[key]
+        unused = {item.key for item in gone if not item.in_use}
+        for item in gone:
+            self.hide(item, "cleared")
+        self._cleared = unused if gone else self._cleared
+
+    def stored(self, item: Item) -> None:
+        """Its writer has finished it."""
+        item.committed = True
+        if item.visible:
+            self._ever.add(item.key)
+            self._explain(item.key, None)
+        self.unused(item)
 
     def forget(self, item: Item) -> None:
         """Its slot is free again."""
         self.live.remove(item)
         item.visible = False
 
-    def hide(self, item: Item) -> None:
+    def hide(self, item: Item, reason: MissReason) -> None:
         """It cannot be found any more; its slot is free unless somebody uses it."""
         item.visible = False
-        if item.key in self.recency:
-            self.recency.remove(item.key)
+        self._explain(item.key, reason)
+        self.order.remove(item.key)
         if not item.in_use:
             self.forget(item)
 
@@ -84,30 +186,38 @@ class NaiveCache:
         if not item.visible:
             self.forget(item)
         else:
-            self.recency.append(item.key)
+            self.order.come(item.key)
 
     def free_pages(self, without: Iterable[Item] = ()) -> list[bool]:
-        """By page: free, or free if the objects of `without` were evicted."""
-        free = [True] * self.pages
+        """By page below the capacity: free, or free if the objects of `without` were evicted."""
+        free = [True] * self.end
         gone = set(without)
         for item in self.live:
             if item not in gone:
                 for page in item.pages:
                     free[page] = False
-        return free
+        return free[: self.pages]
 
     def cheapest_eviction(self, pages: int) -> tuple[list[Item], int] | None:
-        """The shortest head of the LRU list that has to be considered, and the fewest pages to evict out of it.
+        """The shortest head of the order that has to be considered, and the fewest pages to evict out of it.
 
-        None if evicting everything evictable would not make room.
+        None if evicting everything evictable would not make room. What lies behind the capacity makes none.
         """
-        candidates = self.evictable()
+        beyond = self.beyond()
+        candidates = [item for item in self.evictable() if item not in beyond]
         for count in range(len(candidates) + 1):
             head = candidates[:count]
             costs = [self._cost(window, head) for window in windows(self.free_pages(head), pages)]
             if costs:
                 return head, min(costs)
         return None
+
+    def _explain(self, key: Key, reason: MissReason | None) -> None:
+        self._cleared.discard(key)
+        if reason is None:
+            self._reasons.pop(key, None)
+        else:
+            self._reasons[key] = reason
 
     @staticmethod
     def _cost(window: range, head: list[Item]) -> int:

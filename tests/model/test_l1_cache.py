@@ -12,26 +12,37 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from engine.keys import namespace
 from engine.l1.cache import ALIGNMENT, L1Cache, NoSpaceError
-from engine.l1.policies.lru_policy import Policy
+from engine.l1.policies import fifo_policy, lru_policy
+from engine.status import MissReason
 from tests.model.budget import budget
-from tests.model.naive_cache import Item, Key, NaiveCache, key_bytes, windows
+from tests.model.naive_cache import Item, Key, NaiveCache, key_bytes, key_of, windows
 
 CHAINS, CHAIN_LENGTH = 4, 3
 CHUNKS = st.tuples(st.integers(0, CHAINS - 1), st.integers(0, CHAIN_LENGTH - 1))
+ALL_KEYS = [(chain, index) for chain in range(CHAINS) for index in range(CHAIN_LENGTH)]
 PICK = st.integers(0, 1 << 16)
 NAMESPACE = namespace("m", 1, 0, bytes(16), "")
+MOST_PAGES = 16
+POLICIES = {"fifo": fifo_policy.Policy, "lru": lru_policy.Policy}
+CHANGES = st.sampled_from([(), (), ("size",), ("policy",), ("size", "policy")])
+"""What operators change in one run."""
 
 
 class L1CacheMachine(RuleBasedStateMachine):
     """Objects of 1 to 3 pages come, are used and go. A use ends as the engine ends it: with a touch of the prefix."""
 
-    @initialize(pages=st.integers(3, 14), spare=st.sampled_from([0, 1, 4095]), uniform=st.sampled_from([None, 1, 2, 3]))
-    def start(self, pages: int, spare: int, uniform: int | None) -> None:
-        self.policy = Policy()
-        self.cache = L1Cache(pages * ALIGNMENT + spare, self.policy)
-        self.arena = bytearray(pages * ALIGNMENT)
+    @initialize(
+        pages=st.integers(3, 14),
+        spare=st.sampled_from([0, 1, 4095]),
+        uniform=st.sampled_from([None, 1, 2, 3]),
+        changes=CHANGES,
+    )
+    def start(self, pages: int, spare: int, uniform: int | None, changes: tuple[str, ...]) -> None:
+        self.cache = L1Cache(pages * ALIGNMENT + spare, lru_policy.Policy())
+        self.arena = bytearray(MOST_PAGES * ALIGNMENT)
         self.model = NaiveCache(pages)
         self.uniform = uniform
+        self.changes = changes
         self.random = Random(pages)
         assert self.cache.capacity == pages * ALIGNMENT
 
@@ -54,6 +65,9 @@ class L1CacheMachine(RuleBasedStateMachine):
         for key in absent:
             item = self._reserve(key, (self.uniform or pages) * ALIGNMENT)
             if item is None:
+                refused = absent[len(reserved) :]
+                self.cache.refuse([key_bytes(each) for each in refused])
+                self.model.refuse(refused)
                 break
             reserved.append(item)
         for item in there:
@@ -101,13 +115,15 @@ class L1CacheMachine(RuleBasedStateMachine):
 
     # What ends objects
 
-    @precondition(lambda self: self._used_and_visible())
+    @precondition(lambda self: self._visible())
     @rule(pick=PICK)
     def doom(self, pick: int) -> None:
-        item = self._pick(self._used_and_visible(), pick)
-        self.cache.doom(item.entry, "cleared")
-        self.cache.doom(item.entry, "cleared")
-        self.model.hide(item)
+        """By an operator, or because its writer takes too long; in use or not."""
+        item = self._pick(self._visible(), pick)
+        reason: MissReason = "cleared" if item.committed or pick % 2 else "expired"
+        self.cache.doom(item.entry, reason)
+        self.cache.doom(item.entry, "evicted")
+        self.model.hide(item, reason)
 
     @rule(really=st.integers(0, 3))
     def clear(self, really: int) -> None:
@@ -116,8 +132,58 @@ class L1CacheMachine(RuleBasedStateMachine):
         expected = [len(item.pages) * ALIGNMENT for item in self.model.ready()]
         cleared = self.cache.clear()
         assert (cleared.objects, cleared.bytes) == (len(expected), sum(expected))
-        for item in [item for item in self.model.live if item.visible]:
-            self.model.hide(item)
+        self.model.clear()
+
+    # What operators change
+
+    @precondition(lambda self: "size" in self.changes)
+    @rule(pages=st.integers(0, MOST_PAGES), spare=st.sampled_from([0, 1, 4095]))
+    def set_capacity(self, pages: int, spare: int) -> None:
+        """Lower, or raised over what is left of the tail and beyond it."""
+        self.cache.set_capacity(pages * ALIGNMENT + spare)
+        self.model.set_capacity(pages)
+
+    @precondition(lambda self: "size" in self.changes and self.model.live)
+    @rule(pick=PICK, spare=st.sampled_from([0, 1, 4095]), part=st.integers(1, CHAINS * CHAIN_LENGTH))
+    def lower_capacity(self, pick: int, spare: int, part: int) -> None:
+        """To a place before or inside of an object; what lies behind is evicted in parts, or not yet."""
+        pages = self._pick(self.model.live, pick).pages[0] + pick % 2
+        self.set_capacity(pages, spare)
+        for seat in range(0, self.cache.seats if pick % 4 else 1, part):
+            self._evict_beyond(seat, part)
+
+    @precondition(lambda self: self.model.beyond())
+    @rule(seat=st.integers(0, CHAINS * CHAIN_LENGTH), count=st.integers(1, CHAINS * CHAIN_LENGTH))
+    def evict_beyond(self, seat: int, count: int) -> None:
+        self._evict_beyond(seat, count)
+
+    @precondition(lambda self: self.model.end > self.model.pages and not self.model.beyond())
+    @rule()
+    def cut_tail(self) -> None:
+        """Its memory is given back, and comes back empty."""
+        start, end = self.cache.tail
+        self.arena[start:end] = bytes(end - start)
+        self.cache.cut_tail()
+        self.model.end = self.model.pages
+
+    @precondition(lambda self: "policy" in self.changes)
+    @rule(name=st.sampled_from([*POLICIES, *[None] * 6]))
+    def change_policy(self, name: str | None) -> None:
+        """Also while the last change has not ended."""
+        if name is None:
+            return
+        self.cache.change_policy(POLICIES[name]())
+        self.model.order.change(name, self.model.ranked)
+
+    @precondition(lambda self: self.model.order.is_changing)
+    @rule(count=st.sampled_from([1, 1, 1, 2, 4]))
+    def hand_over(self, count: int) -> None:
+        ended = self.cache.hand_over(count)
+        self.the_order_of_eviction_is_right()
+        if ended:
+            policy = self.cache._policy
+            assert type(policy) is POLICIES[self.model.order.policy]
+            self.model.order.settle([key_of(key) for key in policy._order])
 
     # What always holds
 
@@ -125,11 +191,28 @@ class L1CacheMachine(RuleBasedStateMachine):
     def slots_are_apart_and_counted(self) -> None:
         taken = [page for item in self.model.live for page in item.pages]
         assert len(taken) == len(set(taken)), "two objects share a page"
-        assert all(0 <= page < self.model.pages for page in taken)
-        assert self.cache.used == len(taken) * ALIGNMENT <= self.cache.capacity
+        assert all(0 <= page < self.model.end for page in taken)
+        assert self.cache.used == len(taken) * ALIGNMENT
+        assert self.cache.capacity == self.model.pages * ALIGNMENT
+        assert self.cache.tail == (self.model.pages * ALIGNMENT, self.model.end * ALIGNMENT)
+        assert self.cache.tail_is_free == (not self.model.beyond())
         assert all(item.entry.offset % ALIGNMENT == 0 for item in self.model.live)
         assert self.cache.ready_objects == len(self.model.ready())
         assert self.cache.objects_in_use == (len(self._leased()), len(self._written()))
+        counters = self.cache.counters
+        assert counters.stored_objects - counters.evicted_objects - counters.cleared_objects == self.cache.ready_objects
+
+    @invariant()
+    def everyone_who_is_visible_has_a_seat(self) -> None:
+        expected = {item.entry for item in self._visible()}
+        assert len(expected) == len(self.cache.page(0, self.cache.seats).members)
+        assert all(self.cache.page(entry.seat, 1).members == [entry] for entry in expected)
+
+    @invariant()
+    def the_reason_of_a_miss_is_the_true_one(self) -> None:
+        for key in ALL_KEYS:
+            if self.cache.find(key_bytes(key)) is None:
+                assert self.cache.miss_reason(key_bytes(key)) == self.model.reason(key)
 
     @invariant()
     def free_space_is_one_range_between_slots(self) -> None:
@@ -148,16 +231,14 @@ class L1CacheMachine(RuleBasedStateMachine):
 
     @invariant()
     def exactly_what_was_committed_is_found(self) -> None:
-        for chain in range(CHAINS):
-            for index in range(CHAIN_LENGTH):
-                key = (chain, index)
-                expected, found = self.model.visible(key), self.cache.find(key_bytes(key))
-                assert self.cache.holds(key_bytes(key)) == (expected is not None)
-                assert found is (expected.entry if expected is not None and expected.committed else None)
+        for key in ALL_KEYS:
+            expected, found = self.model.visible(key), self.cache.find(key_bytes(key))
+            assert self.cache.holds(key_bytes(key)) == (expected is not None)
+            assert found is (expected.entry if expected is not None and expected.committed else None)
 
     @invariant()
-    def policy_ranks_what_is_evictable_by_last_use(self) -> None:
-        assert list(self.policy.victims()) == [key_bytes(key) for key in self.model.recency]
+    def the_order_of_eviction_is_right(self) -> None:
+        self.model.check_order([key_of(key) for key in self.cache._policy.victims()])
 
     def teardown(self) -> None:
         """Everything can be let go, and then all of L1 is free."""
@@ -174,8 +255,17 @@ class L1CacheMachine(RuleBasedStateMachine):
 
     # Each step, with its check
 
+    def _evict_beyond(self, seat: int, count: int) -> None:
+        there = [item for item in self.model.beyond() if item.visible]
+        expected = [item for item in there if seat <= item.entry.seat < seat + count]
+        evicted = self.cache.evict_beyond(seat, count)
+        assert {entry.key for entry in evicted} == {key_bytes(item.key) for item in expected}
+        for item in expected:
+            self.model.hide(item, "evicted")
+
     def _reserve(self, key: Key, size: int) -> Item | None:
         pages = -(-size // ALIGNMENT)
+        self.the_order_of_eviction_is_right()
         plan = self.model.cheapest_eviction(pages)
         before = self._state()
         if plan is None:
@@ -191,7 +281,7 @@ class L1CacheMachine(RuleBasedStateMachine):
         assert sum(len(item.pages) for item in gone) == cost, "evicted more than needed"
         for item in gone:
             self._check_order(item, there, gone)
-            self.model.hide(item)
+            self.model.hide(item, "evicted")
         item = Item(key, entry, size, bytearray())
         item.data[:] = self.arena[entry.offset : entry.offset + size]
         self.model.live.append(item)
@@ -199,8 +289,11 @@ class L1CacheMachine(RuleBasedStateMachine):
         return item
 
     def _check_order(self, gone: Item, there: list[Item], all_gone: list[Item]) -> None:
-        """Among objects of one size, a chunk never goes before one that is worth nothing without it."""
-        if self.uniform:
+        """Among objects of one size, a chunk never goes before one that is worth nothing without it.
+
+        Only LRU knows that of what was stored apart; and what lies behind the capacity is not asked to go.
+        """
+        if self.uniform and not self.changes:
             chain, index = gone.key
             for other in there:
                 if other not in all_gone:
@@ -209,8 +302,7 @@ class L1CacheMachine(RuleBasedStateMachine):
     def _commit(self, item: Item) -> None:
         self._write(item, 1.0)
         self.cache.commit(item.entry)
-        item.committed = True
-        self.model.unused(item)
+        self.model.stored(item)
 
     def _write(self, item: Item, part: float) -> None:
         end = int(len(item.data) * part)
@@ -219,9 +311,9 @@ class L1CacheMachine(RuleBasedStateMachine):
 
     def _lease(self, item: Item, count: int) -> None:
         self.cache.lease(item.entry, count)
+        if not item.leases:
+            self.model.order.hold(item.key)
         item.leases += count
-        if item.key in self.model.recency:
-            self.model.recency.remove(item.key)
 
     def _release(self, item: Item, count: int) -> None:
         self.cache.release(item.entry, count)
@@ -232,14 +324,14 @@ class L1CacheMachine(RuleBasedStateMachine):
     def _touch_prefix(self, key: Key) -> None:
         prefix = [(key[0], index) for index in range(key[1], -1, -1)]
         self.cache.touch([key_bytes(each) for each in prefix])
-        self.model.touch(prefix)
+        self.model.order.touch(prefix)
 
     def _state(self) -> object:
         """All of it, to be compared; entries are themselves."""
         cache = self.cache
         entries = {(entry, entry.leases, entry.ready, entry.visible) for entry in cache._entries.values()}
         scalars = (cache._leased, cache._ready, cache._ready_bytes, astuple(cache.counters))
-        return (entries, set(cache._in_use), scalars, list(self.policy.victims()), deepcopy(vars(cache._allocator)))
+        return (entries, set(cache._in_use), scalars, list(cache._policy.victims()), deepcopy(vars(cache._allocator)))
 
     def _written(self) -> list[Item]:
         return [item for item in self.model.live if not item.committed]
@@ -247,8 +339,8 @@ class L1CacheMachine(RuleBasedStateMachine):
     def _leased(self) -> list[Item]:
         return [item for item in self.model.live if item.leases]
 
-    def _used_and_visible(self) -> list[Item]:
-        return [item for item in self.model.live if item.visible and item.in_use]
+    def _visible(self) -> list[Item]:
+        return [item for item in self.model.live if item.visible]
 
     @staticmethod
     def _pick(items: list[Item], pick: int) -> Item:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
 from itertools import chain, islice
 from typing import Final
@@ -12,44 +13,68 @@ from engine.l1.policies.base import EvictionPolicy
 class Handover(EvictionPolicy):
     """Ranks with two policies while objects move from the old one to the new one, the coldest first.
 
-    What arrived at the new one is evicted before what has not: that is the old one's order for as long as it lasts.
+    What arrived at the new one is evicted before what has not, and that before what was stored or used meanwhile, which
+    moves last: so it is the old one's order for as long as it lasts. While that last part moves, what is stored or used
+    goes to the new one directly, so that it ends.
     """
 
     def __init__(self, old: EvictionPolicy, new: EvictionPolicy) -> None:
         self._old = old
         self.new: Final = new
+        self._used: OrderedDict[bytes, None] = OrderedDict()
+        """What was stored or used meanwhile, by last use."""
+        self._old_is_empty = False
 
     def move(self, count: int, size_of: Callable[[bytes], int]) -> bool:
         """Moves up to `count` objects; returns True when there is none left."""
         moving = list(islice(self._old.victims(), count))
+        if len(moving) < count:
+            self._old_is_empty = True
+            moving += islice(self._used, count - len(moving))
         for key in moving:
             self._old.remove(key)
+            self._used.pop(key, None)
             self.new.insert(key, size_of(key))
         return len(moving) < count
 
     def insert(self, key: bytes, size: int) -> None:
-        self.new.insert(key, size)
+        if self._old_is_empty:
+            self.new.insert(key, size)
+        else:
+            self._used[key] = None
 
     def touch(self, keys: Iterable[bytes]) -> None:
-        used = list(keys)
-        self._old.touch(used)
-        self.new.touch(used)
+        others = []
+        for key in keys:
+            if key in self._used:
+                self._used.move_to_end(key)
+            else:
+                others.append(key)
+        self._old.touch(others)
+        self.new.touch(others)
 
     def hold(self, key: bytes) -> None:
         self._old.hold(key)
         self.new.hold(key)
+        self._used.pop(key, None)
 
     def unhold(self, key: bytes, size: int) -> None:
         self._old.remove(key)
-        self.new.unhold(key, size)
+        if self._old_is_empty:
+            self.new.unhold(key, size)
+        else:
+            self.new.remove(key)
+            self._used[key] = None
 
     def remove(self, key: bytes) -> None:
         self._old.remove(key)
         self.new.remove(key)
+        self._used.pop(key, None)
 
     def victims(self) -> Iterator[bytes]:
-        return chain(self.new.victims(), self._old.victims())
+        return chain(self.new.victims(), self._old.victims(), self._used)
 
     def clear(self) -> None:
         self._old.clear()
         self.new.clear()
+        self._used.clear()

@@ -3,11 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import count
 from typing import Any
 
-from engine import EngineSettings, Liveness, StatusReport
+from engine import EngineSettings, Liveness, LookReport, StatusReport
+from engine.commands import A, Command, Look
 from engine.core import Engine
-from engine.events import Copy, CopyEnded, Effect, Event, Map, MapEnded, Reply, Tick, Unmap, UnmapEnded, Warn
+from engine.events import (
+    CommandAsked,
+    CommandDone,
+    Continue,
+    Continued,
+    Copy,
+    CopyEnded,
+    Discard,
+    Discarded,
+    Effect,
+    Event,
+    Map,
+    MapEnded,
+    Reply,
+    Tick,
+    Unmap,
+    UnmapEnded,
+    Warn,
+)
+from engine.hashing import hash_tokens
 from engine.l1.cache import ALIGNMENT, L1Cache
 from engine.l1.policies.lru_policy import Policy
 from engine.wire import messages as m
@@ -32,11 +53,15 @@ class Driver:
         self.working = working
         self.problem: str | None = None
         """What goes wrong with the work."""
-        self.pending: list[Copy | Map | Unmap] = []
-        self.done: list[Copy | Map | Unmap] = []
+        self.pending: list[Copy | Map | Unmap | Discard] = []
+        self.done: list[Copy | Map | Unmap | Discard] = []
         self.replies: dict[bytes, Any] = {}
         """By uid."""
+        self.answers: dict[int, Any] = {}
+        """To commands, by ticket."""
+        self.wants_to_continue = False
         self.warnings: list[str] = []
+        self._tickets = count()
 
     def start(self, message: m.Message, *, client: bytes = b"c", waited: float = 0.0) -> bytes:
         """Asks; returns the uid."""
@@ -56,7 +81,13 @@ class Driver:
                 self.replies[effect.to.uid] = None if effect.value is None else unpacked(encode_value(effect.value))
             elif isinstance(effect, Warn):
                 self.warnings.append(effect.text)
-            elif isinstance(effect, Copy | Map | Unmap):
+            elif isinstance(effect, CommandDone):
+                assert effect.ticket not in self.answers, "a second answer"
+                self.answers[effect.ticket] = effect.answer
+            elif isinstance(effect, Continue):
+                assert not self.wants_to_continue, "a second wish to continue"
+                self.wants_to_continue = True
+            else:
                 self.pending.append(effect)
         if self.working:
             self.work()
@@ -74,11 +105,44 @@ class Driver:
                     self.handle(MapEnded(self.now, task.mapping_id, self.problem))
                 case Unmap():
                     self.handle(UnmapEnded(self.now, task.mapping_id))
+                case Discard():
+                    self.handle(Discarded(self.now, self.problem))
 
     def tick(self, seconds: float) -> None:
         """Time passes."""
         self.now += seconds
         self.handle(Tick(self.now))
+
+    # What operators do.
+
+    def order(self, command: Command[Any]) -> int:
+        """Gives a command; returns its ticket."""
+        ticket = next(self._tickets)
+        self.handle(CommandAsked(self.now, ticket, command))
+        return ticket
+
+    def tell(self, command: Command[A]) -> A:
+        """The answer to a command that has to be answered at once."""
+        answer: A = self.answers[self.order(command)]
+        return answer
+
+    def look(
+        self, tokens: Sequence[int], model_name: str = "m", world_size: int | None = None, cache_salt: str = ""
+    ) -> LookReport:
+        """What a lookup would find now."""
+        return self.tell(Look(model_name, world_size, cache_salt, tuple(hash_tokens(tokens, 16)), len(tokens) % 16))
+
+    def go_on(self) -> bool:
+        """Those who wait had their turn; returns False if nobody has wanted to continue after that."""
+        wanted, self.wants_to_continue = self.wants_to_continue, False
+        if wanted:
+            self.handle(Continued(self.now))
+        return wanted
+
+    def run_jobs(self) -> None:
+        """Until none has more to do at once."""
+        while self.go_on():
+            pass
 
     def report(self) -> StatusReport:
         return self.engine.report(failed_requests=0, dropped_messages=0, dropped_replies=0)

@@ -10,7 +10,7 @@ from blake3 import blake3
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.hashing import ROOT, BadTokensError, ChunkHasher, TokenArray
+from engine.hashing import ROOT, BadTokensError, ChunkHasher, TokenArray, hash_tokens
 from tests.unit.engine.support import packed
 
 VECTORS = [
@@ -232,3 +232,24 @@ def test_more_chunks_than_tokens_are_refused_before_anything_is_hashed() -> None
 
 def test_no_chunks_have_no_hashes() -> None:
     assert hashes(ChunkHasher(4), packed([1, 2, 3]), 0) == []
+
+
+class TestHashTokens:
+    """What operators ask of is hashed apart from the engine's thread; it must come to the same."""
+
+    @pytest.mark.parametrize(("chunk_size", "tokens", "first", "second"), VECTORS)
+    def test_the_protocols_vectors(self, chunk_size: int, tokens: Sequence[int], first: str, second: str) -> None:
+        assert [x.hex() for x in hash_tokens(tokens, chunk_size)[:2]] == [first, second]
+
+    @given(tokens=st.lists(TOKENS, max_size=60), chunk_size=st.integers(1, 12))
+    @settings(max_examples=100, deadline=None)
+    def test_the_hashes_of_all_complete_chunks_are_those_of_the_definition(
+        self, tokens: list[int], chunk_size: int
+    ) -> None:
+        chunks = len(tokens) // chunk_size
+        assert hash_tokens(tokens, chunk_size) == oracle(tokens, chunk_size, chunks)
+        assert hash_tokens(tuple(tokens), chunk_size) == hashes(ChunkHasher(chunk_size), packed(tokens), chunks)
+
+    @pytest.mark.parametrize("length", [0, 1, 15])
+    def test_less_than_a_chunk_has_none(self, length: int) -> None:
+        assert hash_tokens(range(length), 16) == []

@@ -11,7 +11,7 @@ import pytest
 import zmq
 
 from engine import AmbiguousError, Cleared, EngineStoppedError
-from engine.commands import ClearAll
+from engine.commands import AwaitJob, ClearAll, Selection, Shrink, StartClear
 from engine.core import Engine
 from engine.events import (
     CommandAsked,
@@ -20,6 +20,7 @@ from engine.events import (
     Continued,
     Copy,
     CopyEnded,
+    Discard,
     Effect,
     Event,
     Map,
@@ -202,7 +203,7 @@ def test_a_flood_of_requests_does_not_keep_finished_work_waiting(bench: Bench) -
 
 def test_everything_the_engine_wants_is_done(bench: Bench) -> None:
     layout: Any = None
-    wanted: list[Effect] = [COPY, Map(1, layout), Unmap(1), Warn("careful")]
+    wanted: list[Effect] = [COPY, Map(1, layout), Unmap(1), Discard(0, 4096), Warn("careful")]
 
     def want(event: Event) -> list[Effect]:
         assert isinstance(event, RequestArrived)
@@ -212,7 +213,7 @@ def test_everything_the_engine_wants_is_done(bench: Bench) -> None:
     bench.arrive(m.Noop())
     bench.loop._step()
     assert unpacked(bench.client.receive()[2]) == "done"
-    assert bench.transfers.submitted == wanted[:3]
+    assert bench.transfers.submitted == wanted[:4]
     assert bench.warnings == ["careful"]
 
 
@@ -286,6 +287,44 @@ def test_who_wants_to_continue_has_its_turn_after_the_requests(bench: Bench) -> 
     bench.loop._step()
     bench.loop._step()
     assert [type(event) for event in bench.engine.events] == [CommandAsked, RequestArrived, Continued]
+
+
+def test_a_job_and_requests_take_turns(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("engine.operators._PART", 2)
+    driver = Driver()
+    driver.register()
+    for first in range(0, 1000, 100):
+        driver.store(range(first, first + 16))
+    bench.loop._engine = driver.engine
+    started = bench.loop.ask(StartClear(Selection(model_name="m"), dry_run=False))
+    ended = bench.loop.ask(AwaitJob(1))
+    left = []
+    while not ended.done():
+        bench.arrive(m.Noop())
+        bench.loop._step()
+        assert unpacked(bench.client.receive()[2]) == "OK"
+        left.append(driver.cache.ready_objects)
+    assert left == [8, 6, 4, 2, 0]
+    assert started.result(0).state == "running"
+    report = ended.result(0)
+    assert report is not None
+    assert (report.state, report.objects) == ("done", 10)
+
+
+def test_a_job_that_waits_for_something_keeps_nobody_busy(bench: Bench) -> None:
+    driver = Driver(slots=1)
+    driver.register()
+    driver.store(range(16))
+    driver.lookup(range(16))
+    bench.loop._engine = driver.engine
+    bench.loop.ask(Shrink(0))
+    for _ in range(3):
+        bench.loop._step()
+    assert bench.mailbox.take() == []
+    driver.end()
+    bench.clock.now += 1
+    bench.loop._step()
+    assert bench.transfers.submitted == [Discard(0, 4096)]
 
 
 def test_a_command_after_the_stop_is_called_off(bench: Bench) -> None:

@@ -18,12 +18,15 @@ from hypothesis import strategies as st
 
 from engine import (
     MIB,
+    AmbiguousError,
     Cleared,
     EngineSettings,
     EngineStoppedError,
     EngineStuckError,
     EngineTimeoutError,
     Liveness,
+    NoMemoryError,
+    Question,
     Runtime,
     StartError,
 )
@@ -56,6 +59,7 @@ MAPS = Path("/proc/self/maps")
 THREADS = ["engine", "monitor", "transfer"]
 TOKENS = list(range(32))
 """Two chunks."""
+OTHERS = list(range(100, 116))
 
 
 @pytest.fixture
@@ -334,6 +338,141 @@ class TestDrain:
         assert (reply := client.receive())[0] == running
         assert unpacked(reply[2]) == [b"", True]
         until(lambda: server.status().running_transfers == 0, "nothing runs")
+
+
+class TestResize:
+    """L1 of 1 MiB that can be grown to 4 MiB."""
+
+    @pytest.fixture
+    def server(self, start_server: Callable[..., Runtime]) -> Runtime:
+        return start_server(l1_max_size=4 * MIB)
+
+    def test_memory_comes_and_goes_with_the_capacity(self, server: Runtime) -> None:
+        assert (taken(server), server._arena.length) == (MIB, 4 * MIB)
+        for size in (4 * MIB, 2 * MIB, 3 * MIB + 4096, 4096):
+            server.resize_l1(size)
+            until(lambda size=size: taken(server) == size, "as much memory as capacity is taken")
+            until(lambda size=size: server.status().l1.memory_total_bytes == size, "the capacity is reported")
+
+    def test_what_lies_below_the_new_size_survives_and_what_lies_behind_goes(
+        self, server: Runtime, client: Client, segment: MakeSegment
+    ) -> None:
+        blocks = mapped(client, segment(4096))
+        before = np.array(blocks)
+        client.ask(m.Store(key(TOKENS, worker_id=0), 1, [[1, 2, 3, 4]], HANDLE))
+        client.ask(m.Store(key(OTHERS, worker_id=0), 1, [[5, 6]], HANDLE))
+        server.resize_l1(2 * 4096)
+        until(lambda: taken(server) == 2 * 4096, "the memory was given back")
+        assert lookup(client, OTHERS) == 0
+        server.resize_l1(2 * MIB)
+        assert lookup(client) == 2
+        assert client.ask(m.Retrieve(key(TOKENS, worker_id=0), 1, [[7, 5, 6, 4]], HANDLE, 0)) == [b"", True]
+        assert np.array_equal(blocks[[7, 5, 6, 4]], before[[1, 2, 3, 4]])
+        client.ask(m.Store(key(OTHERS, worker_id=0), 1, [[1, 2]], HANDLE))
+        assert lookup(client, OTHERS) == 1
+        assert client.ask(m.Retrieve(key(OTHERS, worker_id=0), 1, [[3, 7]], HANDLE, 0)) == [b"", True]
+        assert np.array_equal(blocks[[3, 7]], before[[1, 2]])
+
+    def test_what_was_promised_behind_the_new_size_is_still_kept(
+        self, server: Runtime, client: Client, segment: MakeSegment
+    ) -> None:
+        blocks = mapped(client, segment(4096))
+        before = np.array(blocks)
+        client.ask(m.Store(key(TOKENS, worker_id=0), 1, [[1, 2, 3, 4]], HANDLE))
+        assert lookup(client) == 2
+        server.resize_l1(4096)
+        assert taken(server) == MIB
+        assert client.ask(m.Retrieve(key(TOKENS, worker_id=0), 1, [[7, 5, 6, 4]], HANDLE, 0)) == [b"", True]
+        assert np.array_equal(blocks[[7, 5, 6, 4]], before[[1, 2, 3, 4]])
+        until(lambda: taken(server) == 4096, "the memory was given back")
+        assert lookup(client) == 1
+
+    def test_a_shrink_that_waits_can_be_taken_back(self, server: Runtime, client: Client, segment: MakeSegment) -> None:
+        mapped(client, segment(4096))
+        client.ask(m.Store(key(TOKENS, worker_id=0), 1, [[1, 2, 3, 4]], HANDLE))
+        assert lookup(client) == 2
+        server.resize_l1(4096)
+        server.resize_l1(2 * MIB)
+        assert taken(server) == 2 * MIB
+        until(lambda: server.status().l1.memory_total_bytes == 2 * MIB, "the capacity is reported")
+
+    def test_engines_that_copy_by_themselves_map_all_that_it_can_become(self, server: Runtime, client: Client) -> None:
+        assert client.ask(register_engine_driven(1))["pool_size"] == 4 * MIB
+
+    @pytest.mark.parametrize("most", [None, 2 * MIB])
+    def test_beyond_what_is_mapped_it_cannot_be_grown(
+        self, start_server: Callable[..., Runtime], most: int | None
+    ) -> None:
+        server = start_server(l1_max_size=most)
+        with pytest.raises(NoMemoryError, match=rf"beyond {most or MIB} bytes \(l1\.max_size\)"):
+            server.resize_l1((most or MIB) + 1)
+        assert taken(server) == MIB
+        assert server.status().l1.memory_total_bytes == MIB
+
+    def test_memory_that_is_not_there_changes_nothing(
+        self, server: Runtime, client: Client, segment: MakeSegment, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def refuse(*_: int) -> None:
+            raise OSError(28, "No space left on device")
+
+        mapped(client, segment(4096))
+        client.ask(m.Store(key(TOKENS, worker_id=0), 1, [[1, 2, 3, 4]], HANDLE))
+        with monkeypatch.context() as patched:
+            patched.setattr(os, "posix_fallocate", refuse)
+            with pytest.raises(NoMemoryError, match="No space left on device"):
+                server.resize_l1(2 * MIB)
+        assert (taken(server), lookup(client)) == (MIB, 2)
+        assert server.status().l1.memory_total_bytes == MIB
+        server.resize_l1(2 * MIB)
+        assert taken(server) == 2 * MIB
+
+    def test_the_size_it_has_changes_nothing(self, server: Runtime) -> None:
+        server.resize_l1(MIB)
+        assert taken(server) == MIB
+
+    def test_one_that_has_stopped_is_not_resized(self, server: Runtime) -> None:
+        server.stop()
+        with pytest.raises(EngineStoppedError):
+            server.resize_l1(2 * MIB)
+
+
+def taken(server: Runtime) -> int:
+    """Bytes of memory behind L1."""
+    return (SHM / server._arena.name).stat().st_blocks * 512
+
+
+class TestChangeOfPolicy:
+    def test_it_is_in_force_and_nothing_is_lost(self, server: Runtime, client: Client, segment: MakeSegment) -> None:
+        mapped(client, segment(4096))
+        client.ask(m.Store(key(TOKENS, worker_id=0), 1, [[1, 2, 3, 4]], HANDLE))
+        server.change_policy("fifo")
+        until(lambda: server.status().eviction_policy == "fifo", "the new policy is reported")
+        assert lookup(client) == 2
+
+    def test_one_that_there_is_not_is_refused_and_the_old_one_stays(self, server: Runtime) -> None:
+        with pytest.raises(StartError, match="there is no eviction policy 'mru'"):
+            server.change_policy("mru")
+        assert server.status().eviction_policy == "lru"
+
+
+class TestLook:
+    def test_it_finds_what_a_lookup_of_the_same_tokens_finds(
+        self, server: Runtime, client: Client, segment: MakeSegment
+    ) -> None:
+        mapped(client, segment(4096))
+        client.ask(m.Store(key(TOKENS, worker_id=0), 1, [[1, 2, 3, 4]], HANDLE))
+        for tokens in (TOKENS, [*TOKENS, 5], TOKENS[:16], OTHERS, []):
+            assert server.look(Question(tokens, "m"), 20).hit_chunks == lookup(client, tokens)
+        assert server.look(Question([*TOKENS, 5], "m"), 20).reason == "chunk_incomplete"
+        assert server.look(Question(OTHERS, "m"), 20).reason == "never_stored"
+        assert server.look(Question(TOKENS, "m", cache_salt="s"), 20).hit_chunks == 0
+
+    def test_what_fits_several_models_raises(self, server: Runtime, client: Client) -> None:
+        for instance_id, world_size in ((1, 1), (2, 2)):
+            client.ask(register_engine_driven(instance_id, world_size=world_size))
+        with pytest.raises(AmbiguousError, match="say which with world_size"):
+            server.look(Question(TOKENS, "m"), 20)
+        assert server.look(Question(TOKENS, "m", 2), 20).reason == "never_stored"
 
 
 class TestDeath:

@@ -87,6 +87,20 @@ def test_what_is_given_back_is_what_is_left() -> None:
     assert one.leased_bytes == 4096
 
 
+def test_what_a_session_holds_is_counted_in_bytes_until_the_last_share_is_gone() -> None:
+    one = session(b"1", "r", a=2, b=1)
+    assert one.leased_bytes == 2 * 4096
+    one.take(b"a")
+    assert one.leased_bytes == 2 * 4096
+    one.take(b"a")
+    assert one.leased_bytes == 4096
+    one.take(b"a")
+    one.give_back(b"a")
+    assert one.leased_bytes == 4096
+    one.give_back(b"b")
+    assert (one.leased_bytes, one.leases) == (0, {})
+
+
 def test_a_page_shows_the_sessions_that_are_there() -> None:
     sessions = Sessions()
     one, other, third = session(b"1", "r"), session(b"2", "r"), session(b"3", "r")
@@ -95,3 +109,8 @@ def test_a_page_shows_the_sessions_that_are_there() -> None:
     assert sessions.page(0, 2).members == [one, other]
     sessions.remove(other)
     assert sessions.page(0, 3).members == [one, third]
+    assert sessions.page(0, 2).next_seat == 2
+    back = session(b"4", "r")
+    sessions.add(back)
+    assert sessions.page(0, 3).members == [one, back, third]
+    assert sessions.page(0, 3).next_seat is None

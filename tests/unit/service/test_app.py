@@ -15,6 +15,7 @@ from service.app import create_app
 from service.context import Context, Engine
 from service.document import Document
 from service.logs import Logs
+from service.resources.metrics_api import BURST
 from service.status_view import status_body
 from service.validation import BODY_LIMIT
 from tests.support.fake_engine import (
@@ -27,7 +28,6 @@ from tests.support.fake_engine import (
     stopped,
     stuck,
 )
-from tests.support.polling import until
 
 DOCUMENT = Document.load(assets.openapi_path())
 NOT_READY = "engine not initialized"
@@ -108,25 +108,30 @@ def test_a_report_is_shown_as_it_is_and_rendered_once(monkeypatch: pytest.Monkey
     assert len(rendered) == 2
 
 
-def test_many_scrapes_are_given_one_exposition() -> None:
+def test_who_scrapes_seldom_is_told_the_present_and_many_scrapes_are_given_one_exposition(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rendered = []
+    monkeypatch.setattr("service.metrics.generate_latest", lambda registry: rendered.append(registry) or b"# \n")
+    asked = client(FakeEngine())
+    results = [asked.simulate_get("/metrics") for _ in range(100)]
+    assert {result.headers["content-type"] for result in results} == {"text/plain; version=0.0.4; charset=utf-8"}
+    assert BURST <= len(rendered) < 50
+
+
+def test_each_of_a_few_scrapes_is_told_the_last_report() -> None:
     engine = FakeEngine()
     asked = client(engine)
-    first = asked.simulate_get("/metrics").text
+    assert "\nkvkeep_sessions 5.0\n" in asked.simulate_get("/metrics").text
     engine.report = replace(HEALTHY, active_sessions=6)
-
-    def told() -> bool:
-        return "\nkvkeep_sessions 6\n" in asked.simulate_get("/metrics").text
-
-    assert "\nkvkeep_sessions 5\n" in first
-    assert asked.simulate_get("/metrics").headers["content-type"] == "text/plain; version=0.0.4; charset=utf-8"
-    until(told, "the next exposition has the next report", 5)
+    assert "\nkvkeep_sessions 6.0\n" in asked.simulate_get("/metrics").text
 
 
 @pytest.mark.parametrize("engine", [None, stopped()])
 def test_metrics_are_answered_without_an_engine(engine: Engine | None) -> None:
     result = client(engine).simulate_get("/metrics")
     assert result.status_code == 200
-    assert "\nkvkeep_engine_ready 0\n" in result.text
+    assert "\nkvkeep_engine_ready 0.0\n" in result.text
 
 
 def test_clearing_tells_the_engine_once() -> None:

@@ -11,7 +11,7 @@ import pytest
 from service.paced import Paced
 from tests.support.polling import until
 
-INTERVAL = 0.1
+INTERVAL, BURST = 0.1, 3
 
 
 class Clock:
@@ -50,15 +50,21 @@ def maker() -> Maker:
 
 @pytest.fixture
 def paced(clock: Clock, maker: Maker) -> Paced[int]:
-    return Paced(maker, INTERVAL, clock)
+    return Paced(maker, INTERVAL, BURST, clock)
 
 
-def test_it_is_made_again_only_when_the_interval_is_over(paced: Paced[int], clock: Clock) -> None:
-    assert [paced.get(), paced.get()] == [1, 1]
+def test_a_few_in_a_row_get_a_new_one_each_and_then_one_in_every_interval(paced: Paced[int], clock: Clock) -> None:
+    assert [paced.get() for _ in range(5)] == [1, 2, 3, 3, 3]
     clock.now += 0.09
-    assert paced.get() == 1
+    assert paced.get() == 3
     clock.now += 0.02
-    assert [paced.get(), paced.get()] == [2, 2]
+    assert [paced.get(), paced.get()] == [4, 4]
+
+
+def test_what_was_not_asked_for_is_saved_up_to_a_bound(paced: Paced[int], clock: Clock) -> None:
+    assert [paced.get() for _ in range(4)] == [1, 2, 3, 3]
+    clock.now += 0.7
+    assert [paced.get() for _ in range(5)] == [4, 5, 6, 6, 6]
 
 
 def test_nobody_makes_it_unless_it_is_asked_for(paced: Paced[int], clock: Clock) -> None:
@@ -77,7 +83,6 @@ def test_while_one_makes_it_the_others_get_the_last_one(paced: Paced[int], clock
         assert [paced.get(), paced.get()] == [1, 1]
         maker.may_go.set()
         assert made.result(10) == 2
-    assert paced.get() == 2
 
 
 @pytest.mark.parametrize("asked_before", [False, True])
@@ -105,7 +110,7 @@ def test_a_failure_is_the_askers_own_and_is_not_kept(clock: Clock) -> None:
             raise answer
         return answer
 
-    paced = Paced(make, INTERVAL, clock)
+    paced = Paced(make, INTERVAL, BURST, clock)
     with pytest.raises(ZeroDivisionError):
         paced.get()
     assert paced.get() == 7

@@ -7,7 +7,8 @@ import pytest
 from engine.keys import namespace
 from engine.l1.cache import ALIGNMENT, Entry, L1Cache, NoSpaceError
 from engine.l1.policies.lru_policy import Policy
-from engine.status import Cleared
+from engine.status import Cleared, MissReason
+from tests.unit.engine.l1.test_policies import NAMES, policy_of
 
 SLOT = ALIGNMENT
 NAMESPACE = namespace("m", 1, 0, bytes(16), "")
@@ -209,3 +210,291 @@ def test_the_counts_of_what_is_in_use() -> None:
     assert cache.objects_in_use == (1, 1)
     cache.release(one, 3)
     assert cache.objects_in_use == (0, 1)
+
+
+def reserved(cache: L1Cache, key: str, slots: int = 1) -> Entry:
+    """An object that is being written."""
+    return cache.reserve(key.encode(), slots * SLOT, NAMESPACE, 0.0)
+
+
+def present(cache: L1Cache) -> str:
+    """Everyone in the roster, in the order of the seats."""
+    return b"".join(entry.key for entry in cache.page(0, cache.seats).members).decode()
+
+
+class TestRoster:
+    def test_it_has_what_is_there_or_being_written(self) -> None:
+        cache = cache_of(3)
+        put(cache, "a")
+        written = reserved(cache, "b")
+        put(cache, "c")
+        assert present(cache) == "abc"
+        cache.abort(written)
+        assert present(cache) == "ac"
+
+    @pytest.mark.parametrize("way", ["doomed", "doomed in use", "evicted"])
+    def test_what_cannot_be_found_any_more_has_left_it(self, way: str) -> None:
+        cache = cache_of(3)
+        entries = [put(cache, key) for key in "abc"]
+        if way == "evicted":
+            put(cache, "d", 1)
+            assert present(cache) == "dbc"
+            return
+        if way == "doomed in use":
+            cache.lease(entries[0])
+        cache.doom(entries[0], "cleared")
+        assert present(cache) == "bc"
+
+    def test_after_a_clear_it_begins_anew(self) -> None:
+        cache = cache_of(3)
+        leased = put(cache, "a")
+        put(cache, "b")
+        cache.lease(leased)
+        cache.clear()
+        assert (present(cache), cache.seats) == ("", 0)
+        cache.release(leased)
+        put(cache, "c")
+        assert present(cache) == "c"
+
+    def test_numbers_tell_what_was_reserved_after_a_moment(self) -> None:
+        cache = cache_of(3)
+        before = put(cache, "a")
+        moment = cache.next_number
+        after = reserved(cache, "b")
+        assert before.number < moment <= after.number < cache.next_number
+
+
+class TestMissReason:
+    def test_of_what_is_written_now_it_says_so_whatever_was_before(self) -> None:
+        cache = cache_of(1)
+        put(cache, "a")
+        put(cache, "b")
+        written = reserved(cache, "a")
+        assert cache.miss_reason(b"a") == "being_written"
+        cache.abort(written)
+        assert cache.miss_reason(b"a") == "evicted"
+
+    def test_what_was_given_up_was_never_stored(self) -> None:
+        cache = cache_of(1)
+        cache.abort(reserved(cache, "a"))
+        assert cache.miss_reason(b"a") == "never_stored"
+
+    @pytest.mark.parametrize("reason", ["evicted", "expired", "cleared", "quarantined"])
+    @pytest.mark.parametrize("state", ["idle", "leased", "being written"])
+    def test_what_was_doomed_says_why_also_when_its_last_user_has_left(self, reason: MissReason, state: str) -> None:
+        cache = cache_of(1)
+        entry = reserved(cache, "a") if state == "being written" else put(cache, "a")
+        if state == "leased":
+            cache.lease(entry)
+        cache.doom(entry, reason)
+        cache.doom(entry, "evicted")
+        assert cache.miss_reason(b"a") == reason
+        if state == "leased":
+            cache.release(entry)
+        elif state == "being written":
+            cache.commit(entry)
+        assert (cache.miss_reason(b"a"), cache.used) == (reason, 0)
+
+    def test_a_clear_tells_of_what_was_there_and_of_what_was_being_written(self) -> None:
+        cache = cache_of(3)
+        put(cache, "x", 3)
+        put(cache, "a")
+        put(cache, "b")
+        written = reserved(cache, "x")
+        cache.clear()
+        assert [cache.miss_reason(key) for key in (b"a", b"b", b"x")] == ["cleared"] * 3, "x was evicted before"
+        cache.commit(written)
+        assert cache.miss_reason(b"x") == "cleared"
+
+    def test_what_is_stored_again_after_a_clear_and_evicted_was_evicted(self) -> None:
+        cache = cache_of(1)
+        put(cache, "a")
+        cache.clear()
+        put(cache, "a")
+        put(cache, "b")
+        assert cache.miss_reason(b"a") == "evicted"
+        cache.clear()
+        assert [cache.miss_reason(key) for key in (b"a", b"b")] == ["evicted", "cleared"]
+
+    def test_what_found_no_room_was_refused_until_it_is_stored(self) -> None:
+        cache = cache_of(1)
+        cache.refuse([b"a", b"b"])
+        assert cache.counters.refused_objects == 2
+        assert cache.miss_reason(b"a") == "refused"
+        cache.clear()
+        assert cache.miss_reason(b"a") == "refused"
+        put(cache, "a")
+        cache.clear()
+        assert [cache.miss_reason(key) for key in (b"a", b"b")] == ["cleared", "refused"]
+
+
+class TestShrinking:
+    def test_nothing_new_is_put_behind_the_capacity(self) -> None:
+        cache = cache_of(4)
+        cache.set_capacity(2 * SLOT + 1)
+        assert cache.capacity == 2 * SLOT
+        for key in "abc":
+            assert put(cache, key).offset < 2 * SLOT
+        assert names(cache, "abc") == "bc"
+        with pytest.raises(NoSpaceError):
+            put(cache, "d", 3)
+
+    def test_room_is_made_below_the_capacity_only(self) -> None:
+        """a and b are the oldest, and lie behind it."""
+        cache = cache_of(4)
+        entries = {key: put(cache, key) for key in "cdab"}
+        for key in "cd":
+            cache.touch([key.encode()])
+        assert [key for key, entry in entries.items() if entry.offset >= 2 * SLOT] == ["a", "b"]
+        cache.set_capacity(2 * SLOT)
+        put(cache, "e")
+        assert names(cache, "abcde") == "abde"
+
+    def test_one_that_lies_across_the_capacity_makes_no_room(self) -> None:
+        cache = cache_of(3)
+        put(cache, "a")
+        put(cache, "b", 2)
+        cache.set_capacity(2 * SLOT)
+        held = cache.find(b"a")
+        assert held is not None
+        cache.lease(held)
+        with pytest.raises(NoSpaceError):
+            put(cache, "c")
+        assert names(cache, "ab") == "ab"
+
+    def test_what_lies_behind_it_is_evicted_page_by_page_of_the_roster(self) -> None:
+        cache = cache_of(6)
+        for key in "abcde":
+            put(cache, key)
+        cache.set_capacity(SLOT)
+        assert [entry.key for entry in cache.evict_beyond(0, 2)] == [b"b"]
+        assert names(cache, "abcde") == "acde"
+        assert [entry.key for entry in cache.evict_beyond(2, 9)] == [b"c", b"d", b"e"]
+        assert (names(cache, "abcde"), cache.miss_reason(b"d"), cache.used) == ("a", "evicted", SLOT)
+        assert (cache.counters.evicted_objects, cache.counters.evicted_bytes) == (4, 4 * SLOT)
+        assert cache.tail_is_free
+
+    def test_one_that_lies_across_it_goes_too(self) -> None:
+        cache = cache_of(3)
+        put(cache, "a", 3)
+        cache.set_capacity(2 * SLOT)
+        assert not cache.tail_is_free
+        cache.evict_beyond(0, 1)
+        assert cache.tail_is_free
+
+    def test_what_is_in_use_there_ends_with_its_last_user(self) -> None:
+        cache = cache_of(3)
+        put(cache, "a")
+        leased, written = put(cache, "b"), reserved(cache, "c")
+        cache.lease(leased)
+        cache.set_capacity(SLOT)
+        cache.evict_beyond(0, 3)
+        assert names(cache, "abc") == "a"
+        assert cache.used == 3 * SLOT
+        cache.release(leased)
+        assert not cache.tail_is_free
+        cache.commit(written)
+        assert cache.tail_is_free
+        assert (cache.used, names(cache, "abc")) == (SLOT, "a")
+
+    def test_what_was_not_there_yet_does_not_count_as_evicted(self) -> None:
+        cache = cache_of(2)
+        written = reserved(cache, "a")
+        cache.set_capacity(0)
+        assert cache.evict_beyond(0, 1) == [written]
+        assert (cache.counters.evicted_objects, cache.counters.evicted_bytes) == (0, 0)
+
+    def test_what_was_doomed_before_keeps_the_tail_too(self) -> None:
+        cache = cache_of(1)
+        leased = put(cache, "a")
+        cache.lease(leased)
+        cache.clear()
+        cache.set_capacity(0)
+        assert cache.evict_beyond(0, 1) == []
+        assert not cache.tail_is_free
+        cache.release(leased)
+        assert cache.tail_is_free
+
+    def test_a_tail_that_is_cut_off_is_gone_until_the_capacity_is_raised(self) -> None:
+        cache = cache_of(3)
+        cache.set_capacity(SLOT)
+        assert cache.tail == (SLOT, 3 * SLOT)
+        cache.cut_tail()
+        assert cache.tail == (SLOT, SLOT)
+        with pytest.raises(NoSpaceError):
+            put(cache, "a", 2)
+        cache.set_capacity(2 * SLOT)
+        put(cache, "a", 2)
+
+    def test_it_can_be_taken_back_before_that(self) -> None:
+        cache = cache_of(3)
+        for key in "abc":
+            put(cache, key)
+        cache.set_capacity(SLOT)
+        cache.evict_beyond(1, 1)
+        cache.set_capacity(3 * SLOT)
+        assert names(cache, "abc") == "ac"
+        put(cache, "d")
+        assert names(cache, "acd") == "acd"
+
+
+@pytest.mark.parametrize("old", NAMES)
+@pytest.mark.parametrize("new", NAMES)
+class TestChangeOfPolicy:
+    def test_it_costs_no_object_and_no_place(self, old: str, new: str) -> None:
+        cache = L1Cache(4 * SLOT, policy_of(old))
+        for key in "abcd":
+            put(cache, key)
+        cache.change_policy(policy_of(new))
+        assert names(cache, "abcd") == "abcd"
+        assert not cache.hand_over(3)
+        put(cache, "e")
+        assert names(cache, "abcde") == "bcde"
+        assert cache.hand_over(3)
+        for key in "fgh":
+            put(cache, key)
+        assert names(cache, "abcdefgh") == "efgh"
+
+    def test_what_is_leased_meanwhile_is_not_evicted_and_can_be_afterwards(self, old: str, new: str) -> None:
+        cache = L1Cache(2 * SLOT, policy_of(old))
+        leased = put(cache, "a")
+        put(cache, "b")
+        cache.lease(leased)
+        cache.change_policy(policy_of(new))
+        put(cache, "c")
+        assert cache.hand_over(3)
+        put(cache, "d")
+        assert names(cache, "abcd") == "ad"
+        cache.release(leased)
+        put(cache, "e")
+        put(cache, "f")
+        assert names(cache, "adef") == "ef"
+
+    def test_another_one_may_come_before_it_has_ended(self, old: str, new: str) -> None:
+        cache = L1Cache(3 * SLOT, policy_of(old))
+        for key in "abc":
+            put(cache, key)
+        cache.change_policy(policy_of(new))
+        cache.hand_over(1)
+        cache.change_policy(policy_of(old))
+        assert not cache.hand_over(1)
+        while not cache.hand_over(1):
+            pass
+        put(cache, "d")
+        assert names(cache, "abcd") == "bcd"
+
+    def test_a_clear_ends_what_there_is_to_hand_over(self, old: str, new: str) -> None:
+        cache = L1Cache(3 * SLOT, policy_of(old))
+        for key in "abc":
+            put(cache, key)
+        cache.change_policy(policy_of(new))
+        cache.clear()
+        put(cache, "a")
+        assert not cache.hand_over(1)
+        assert cache.hand_over(1)
+        put(cache, "b", 3)
+        assert names(cache, "ab") == "b"
+
+
+def test_without_a_change_there_is_nothing_to_hand_over() -> None:
+    assert cache_of(1).hand_over(1)

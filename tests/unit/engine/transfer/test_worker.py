@@ -8,7 +8,18 @@ from queue import Empty, SimpleQueue
 
 import pytest
 
-from engine.events import Copy, CopyEnded, Event, Map, MapEnded, TransfersEnded, Unmap, UnmapEnded
+from engine.events import (
+    Copy,
+    CopyEnded,
+    Discard,
+    Discarded,
+    Event,
+    Map,
+    MapEnded,
+    TransfersEnded,
+    Unmap,
+    UnmapEnded,
+)
 from engine.layouts import KVLayout, read_kv_layout
 from engine.transfer.worker import Sentinel, TransferWorker
 from tests.support.polling import until
@@ -101,21 +112,29 @@ def fail(error: BaseException) -> Callable[[object], None]:
 
 
 def test_every_task_is_answered_in_order(worker: TransferWorker, copier: FakeCopier, events: Events) -> None:
-    for task in (Map(1, LAYOUT), copy(7), copy(8), Unmap(1)):
+    for task in (Map(1, LAYOUT), copy(7), copy(8), Unmap(1), Discard(4096, 8192)):
         worker.submit(task)
     worker.start()
-    assert [events.next() for _ in range(4)] == [
+    assert [events.next() for _ in range(5)] == [
         MapEnded(1000.0, 1, None),
         CopyEnded(1000.0, 7, None),
         CopyEnded(1000.0, 8, None),
         UnmapEnded(1000.0, 1),
+        Discarded(1000.0, None),
     ]
-    assert copier.calls == [("prepare", None), ("map", 1), ("copy", 7), ("copy", 8), ("unmap", 1)]
+    assert copier.calls == [
+        ("prepare", None),
+        ("map", 1),
+        ("copy", 7),
+        ("copy", 8),
+        ("unmap", 1),
+        ("discard", (4096, 8192)),
+    ]
 
 
 def test_all_work_is_done_on_one_thread(worker: TransferWorker, copier: FakeCopier, events: Events) -> None:
     worker.start()
-    for task in (Map(1, LAYOUT), copy(7), Unmap(1)):
+    for task in (Map(1, LAYOUT), copy(7), Unmap(1), Discard(0, 1)):
         worker.submit(task)
         events.next()
     assert copier.threads == {"transfer"}
@@ -130,11 +149,12 @@ def test_a_failed_task_says_why_and_the_next_one_is_done(
 ) -> None:
     worker.start()
     copier.on_copy = copier.on_map = fail(error)
-    for task in (Map(1, LAYOUT), copy(7), Unmap(1)):
+    for task in (Map(1, LAYOUT), copy(7), Unmap(1), Discard(0, 1)):
         worker.submit(task)
     assert events.next() == MapEnded(1000.0, 1, problem)
     assert events.next() == CopyEnded(1000.0, 7, problem)
     assert events.next() == UnmapEnded(1000.0, 1)
+    assert events.next() == Discarded(1000.0, problem)
     copier.on_copy = lambda job: None
     worker.submit(copy(8))
     assert events.next() == CopyEnded(1000.0, 8, None)
