@@ -8,6 +8,7 @@ decoded. Recognition compares the bytes themselves: there is nothing that could 
 
 from __future__ import annotations
 
+import re
 import sys
 from array import array
 from collections.abc import Iterator, Sequence
@@ -65,6 +66,7 @@ class ChunkHasher:
     def __init__(self, chunk_size: int, memo_bytes: int = _MEMO_BYTES) -> None:
         self.chunk_size = chunk_size
         self._memo = _Memo(memo_bytes)
+        self._encoded_chunk = _integers(chunk_size)
 
     def hashes(self, tokens: TokenArray, chunks: int) -> Iterator[bytes]:
         """The hashes of the first `chunks` chunks, 32 bytes each, computed as they are asked for.
@@ -91,7 +93,10 @@ class ChunkHasher:
             return
         # PERF: A lookup ends at its first miss, which is most often the first chunk never seen: that one is decoded
         # alone, and the rest, in one go, only if somebody wants to know.
-        end = _encoded_end(encoded, position, self.chunk_size)
+        chunk = self._encoded_chunk.match(encoded, position)
+        if chunk is None:
+            raise BadTokensError(f"there are not {self.chunk_size} integers in [0, 2^32) after byte {position}")
+        end = chunk.end()
         first = _decode(encoded[position:end], self.chunk_size)
         parent = self._hash(first, 0, parent, encoded[position:end])
         yield parent
@@ -153,24 +158,12 @@ class _Memo:
             self._old, self._young, self._young_bytes = self._young, {}, 0
 
 
-_LENGTHS: Final = bytes(
-    {0xCC: 2, 0xCD: 3, 0xCE: 5, 0xCF: 9, 0xD0: 2, 0xD1: 3, 0xD2: 5, 0xD3: 9}.get(first, first < 0x80 or 0)
-    for first in range(256)
-)
-"""Bytes of a msgpack integer by its first byte; 0 for what is no integer, or a negative one in short form."""
+_INTEGER: Final = rb"\xcd..|\xce.{4}|[\x00-\x7f]|\xcc.|\xcf.{8}|\xd0.|\xd1..|\xd2.{4}|\xd3.{8}"
+"""A msgpack integer, but for a negative one in short form; the forms that most tokens have come first."""
 
 
-def _encoded_end(encoded: bytes, position: int, count: int) -> int:
-    """Where the `count` integers that begin at `position` end."""
-    try:
-        for _ in range(count):
-            length = _LENGTHS[encoded[position]]
-            if not length:
-                raise BadTokensError(f"token_ids holds something else than integers in [0, 2^32) at byte {position}")
-            position += length
-    except IndexError:
-        raise BadTokensError("token_ids ends before its last token") from None
-    return position
+def _integers(count: int) -> re.Pattern[bytes]:
+    return re.compile(rb"(?:%b){%d}+" % (_INTEGER, count), re.DOTALL)
 
 
 def hash_tokens(tokens: Sequence[int], chunk_size: int) -> list[bytes]:
