@@ -2,39 +2,41 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 
-from engine.l1.policies.base import EvictionPolicy
+from engine.l1.policies.base import Arrival, Queue, Ranked
 
 
-class Policy(EvictionPolicy):
-    """Evicts in the order of arrival; use does not matter, and a held object keeps its place. O(1) a chunk."""
+class Policy(Arrival):
+    """Evicts in the order of arrival, whatever is used. Needs no memory beyond the objects' own links."""
 
-    def __init__(self) -> None:
-        self._order: OrderedDict[bytes, None] = OrderedDict()
-        self._held: set[bytes] = set()
+    def __init__(self, capacity: int) -> None:
+        super().__init__(capacity)
+        self._queue = Queue[Ranked](self)
 
-    def insert(self, key: bytes, size: int) -> None:
-        self._order[key] = None
+    def insert(self, ranked: Ranked, parent: Ranked | None) -> None:
+        self._queue.add(ranked)
+        self._queue.append(ranked)
 
-    def touch(self, keys: Iterable[bytes]) -> None:
+    def hit(self, objects: Iterable[Ranked]) -> None:
         pass
 
-    def hold(self, key: bytes) -> None:
-        self._held.add(key)
-
-    def unhold(self, key: bytes, size: int) -> None:
-        self._held.discard(key)
-        self._order.setdefault(key)
-
-    def remove(self, key: bytes) -> None:
-        self._order.pop(key, None)
-        self._held.discard(key)
-
-    def victims(self) -> Iterator[bytes]:
-        return (key for key in self._order if key not in self._held)
+    def evict(self, ranked: Ranked) -> None:
+        self._queue.drop(ranked)
 
     def clear(self) -> None:
-        self._order.clear()
-        self._held.clear()
+        self._queue.forget()
+
+    def victims(self) -> Iterator[Ranked]:
+        for ranked in self._queue:
+            if ranked.held:
+                self._queue.unlink(ranked)
+            else:
+                yield ranked
+
+    def members(self) -> Iterator[Ranked]:
+        return (ranked for ranked in reversed(self._queue) if not ranked.held)
+
+    def adopt(self, ranked: Ranked) -> None:
+        self._queue.add(ranked)
+        self._queue.prepend(ranked)

@@ -2,38 +2,36 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 
-from engine.l1.policies.base import EvictionPolicy
+from engine.l1.policies.base import Queue, Ranked, Recency
 
 
-class Policy(EvictionPolicy):
-    """Evicts what was not used for longest. O(1) a chunk; one table entry for each evictable object."""
+class Policy(Recency):
+    """Evicts what was not used for longest. Needs no memory beyond the objects' own links."""
 
-    def __init__(self) -> None:
-        self._order: OrderedDict[bytes, None] = OrderedDict()
+    def __init__(self, capacity: int) -> None:
+        super().__init__(capacity)
+        self._queue = Queue[Ranked](self)
 
-    def insert(self, key: bytes, size: int) -> None:
-        self._order[key] = None
+    def insert(self, ranked: Ranked, parent: Ranked | None) -> None:
+        self._queue.add(ranked)
 
-    def touch(self, keys: Iterable[bytes]) -> None:
-        order = self._order
-        for key in keys:
-            if key in order:
-                order.move_to_end(key)
+    def hit(self, objects: Iterable[Ranked]) -> None:
+        self.refresh(objects)
 
-    def hold(self, key: bytes) -> None:
-        self._order.pop(key, None)
-
-    def unhold(self, key: bytes, size: int) -> None:
-        self._order[key] = None
-
-    def remove(self, key: bytes) -> None:
-        self._order.pop(key, None)
-
-    def victims(self) -> Iterator[bytes]:
-        return iter(self._order)
+    def evict(self, ranked: Ranked) -> None:
+        self._queue.drop(ranked)
 
     def clear(self) -> None:
-        self._order.clear()
+        self._queue.forget()
+
+    def victims(self) -> Iterator[Ranked]:
+        return iter(self._queue)
+
+    def members(self) -> Iterator[Ranked]:
+        return reversed(self._queue)
+
+    def adopt(self, ranked: Ranked) -> None:
+        self._queue.add(ranked)
+        self._queue.prepend(ranked)

@@ -1,0 +1,246 @@
+"""Hit density: evicts where the fewest hits are to be expected for the space and time that they take.
+
+The idea is that of Beckmann, Chen, Cidon: LHD: improving cache hit rate by maximizing hit density, NSDI 2018. How long it
+takes until an object is used again is estimated as survival times are (Kaplan, Meier: Nonparametric estimation from
+incomplete observations, 1958), since most objects are still waiting when one looks.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Hashable, Iterable, Iterator
+from typing import Final, NamedTuple
+
+from engine.l1.policies.base import Queue, Ranked, Recency
+from engine.l1.policies.ghosts import Ghosts
+
+_TICKS: Final = 1024
+"""Steps of the clock in the time in which a capacity of bytes is used. Ages are counted in them."""
+_DECAY: Final = 0.99
+"""What observations keep of their weight in that time: half of it after 69 such times."""
+_GHOST_CAPACITIES: Final = 4
+"""Evicted bytes that are remembered, in capacities: so far beyond the capacity it is seen what would have been hit."""
+_BUCKETS: Final = 4 * 44
+"""Ages are told apart in fourths of an octave, up to 2^45 ticks."""
+
+
+class Policy(Recency):
+    """Objects are in three classes, each in the order of use: reused ones, which have been hit or came back while they
+    were remembered; ends, the last chunks of what was stored, which a longer prompt often replaces; and the others.
+
+    Of each class it is known at which ages objects are used again, be it after their eviction. From that follows how
+    many hits a byte will have for the time that it stays, at each age: its density. The victim is the oldest object of
+    the class whose oldest has the lowest density.
+    """
+
+    def __init__(self, capacity: int) -> None:
+        super().__init__(capacity)
+        self._fresh, self._reused, self._ends = self._classes = (_Class(self), _Class(self), _Class(self))
+        self._ghosts = Ghosts()
+        self._expected: Hashable = None
+        self._is_known = False
+        self._tick = 0
+        self._spent = 0
+        """Bytes used since the last step of the clock, times `_TICKS`."""
+        self._compute_at = _TICKS
+
+    def expect(self, key: Hashable, size: int) -> None:
+        self._expected = key
+        ghost = self._ghosts.take(key)
+        self._is_known = ghost is not None
+        if ghost is not None:
+            assert isinstance(ghost.mark, _Mark)
+            place = self._classes[ghost.mark.place]
+            place.was_hit(self._tick, ghost.mark.stamp, ghost.size)
+            place.end_wait(ghost.mark.stamp, ghost.size)
+
+    def insert(self, ranked: Ranked, parent: Ranked | None) -> None:
+        if parent is not None and parent.queue is self._ends:
+            self._move(parent, self._fresh, parent.stamp)
+        is_back = self._is_known and self._expected == ranked.key
+        ranked.stamp = self._tick
+        (self._reused if is_back else self._ends).enter(ranked)
+        self._spend(ranked.size)
+
+    def hit(self, objects: Iterable[Ranked]) -> None:
+        tick, spent = self._tick, 0
+        for ranked in objects:
+            queue = ranked.queue
+            assert isinstance(queue, _Class)
+            queue.was_hit(tick, ranked.stamp, ranked.size)
+            self._move(ranked, self._reused, tick)
+            spent += ranked.size
+        self._spend(spent)
+
+    def evict(self, ranked: Ranked) -> None:
+        queue = ranked.queue
+        assert isinstance(queue, _Class)
+        queue.drop(ranked)
+        self._ghosts.add(ranked.key, ranked.size, _Mark(self._classes.index(queue), ranked.stamp))
+        for size, mark in self._ghosts.trim(_GHOST_CAPACITIES * self.capacity):
+            assert isinstance(mark, _Mark)
+            self._classes[mark.place].was_forgotten(self._tick, mark.stamp, size)
+
+    def remove(self, ranked: Ranked) -> None:
+        queue = ranked.queue
+        assert isinstance(queue, _Class)
+        queue.leave(ranked)
+
+    def clear(self) -> None:
+        self._ghosts = Ghosts()
+        for queue in self._classes:
+            queue.forget()
+            queue.waiting.clear()
+
+    def victims(self) -> Iterator[Ranked]:
+        tick = self._tick
+        oldest = [queue.first for queue in self._classes]
+        while True:
+            lowest, place = -1.0, -1
+            for index, ranked in enumerate(oldest):
+                if ranked is not None:
+                    density = self._classes[index].densities[_bucket(tick - ranked.stamp)]
+                    if place < 0 or density < lowest:
+                        lowest, place = density, index
+            if place < 0:
+                return
+            ranked = oldest[place]
+            assert ranked is not None
+            oldest[place] = self._classes[place].behind(ranked)
+            yield ranked
+
+    def members(self) -> Iterator[Ranked]:
+        for queue in (self._reused, self._fresh, self._ends):
+            yield from reversed(queue)
+
+    def adopt(self, ranked: Ranked) -> None:
+        ranked.stamp = self._tick
+        self._fresh.enter(ranked)
+        self._fresh.prepend(ranked)
+
+    def _move(self, ranked: Ranked, queue: _Class, stamp: int) -> None:
+        """To a class, with a last use; at the end of the line if it stands in one."""
+        present = ranked.queue
+        assert isinstance(present, _Class)
+        stands = ranked.before is not None
+        present.leave(ranked)
+        ranked.stamp = stamp
+        queue.enter(ranked)
+        if stands:
+            queue.append(ranked)
+
+    def _spend(self, size: int) -> None:
+        steps, self._spent = divmod(self._spent + size * _TICKS, self.capacity)
+        if steps:
+            self._tick += steps
+            if self._tick >= self._compute_at:
+                self._compute_at = self._tick + _TICKS
+                for queue in self._classes:
+                    queue.compute(self._tick)
+
+
+class _Mark(NamedTuple):
+    """What is remembered of an evicted object."""
+
+    place: int
+    """Its class."""
+    stamp: int
+    """Its last use."""
+
+
+class _Class(Queue[Ranked]):
+    """One class, with what happened to its objects by age: the ticks since their last use."""
+
+    __slots__ = ("densities", "forgotten", "hits", "waiting")
+
+    def __init__(self, owner: Policy) -> None:
+        super().__init__(owner)
+        self.waiting: Counter[int] = Counter()
+        """Bytes by the tick of their last use, of objects that are here or were evicted from here and are remembered."""
+        self.hits = [0.0] * _BUCKETS
+        """Bytes that were used again at this age."""
+        self.forgotten = [0.0] * _BUCKETS
+        """Bytes that were not, until this age."""
+        self.densities = [0.0] * _BUCKETS
+        """The most hits in bytes, of a byte of this age, for each byte and tick that it stays from now on."""
+
+    def enter(self, ranked: Ranked) -> None:
+        """Counts an object, not in line yet, that waits to be used again."""
+        self.add(ranked)
+        self.waiting[ranked.stamp] += ranked.size
+
+    def leave(self, ranked: Ranked) -> None:
+        """It waits here no more."""
+        self.drop(ranked)
+        self.end_wait(ranked.stamp, ranked.size)
+
+    def was_hit(self, tick: int, stamp: int, size: int) -> None:
+        """Bytes, last used at `stamp`, are used again."""
+        self.hits[_bucket(tick - stamp)] += size
+
+    def was_forgotten(self, tick: int, stamp: int, size: int) -> None:
+        """Bytes that had been evicted are remembered no more."""
+        self.forgotten[_bucket(tick - stamp)] += size
+        self.end_wait(stamp, size)
+
+    def end_wait(self, stamp: int, size: int) -> None:
+        """Bytes that were last used at `stamp` do not wait any more."""
+        left = self.waiting[stamp] - size
+        if left:
+            self.waiting[stamp] = left
+        else:
+            del self.waiting[stamp]
+
+    def compute(self, tick: int) -> None:
+        """The densities anew; the observations lose weight."""
+        cohort = self._cohort(tick)
+        # The density at an age is the best ratio of hits to time over all ages until which the object might be kept.
+        # From the last age on, ranges are joined for as long as that raises the ratio: O(buckets).
+        ranges: list[tuple[float, float]] = []
+        for bucket in range(_BUCKETS - 1, -1, -1):
+            hits, time = cohort[bucket]
+            while ranges and ranges[-1][0] * time >= hits * ranges[-1][1]:
+                more_hits, more_time = ranges.pop()
+                hits, time = hits + more_hits, time + more_time
+            ranges.append((hits, time))
+            self.densities[bucket] = hits / time if time else 0.0
+        self.hits = [_DECAY * hits for hits in self.hits]
+        self.forgotten = [_DECAY * forgotten for forgotten in self.forgotten]
+
+    def _cohort(self, tick: int) -> list[tuple[float, float]]:
+        """Of bytes kept until they are used again: the share that is hit at each age, and the time until then."""
+        waiting = [0.0] * _BUCKETS
+        for stamp, size in self.waiting.items():
+            waiting[_bucket(tick - stamp)] += size
+        older = 0.0
+        shares = [0.0] * _BUCKETS
+        """Of those that reach an age, the share that is hit at it."""
+        for bucket in range(_BUCKETS - 1, -1, -1):
+            ended = self.hits[bucket] + self.forgotten[bucket] + waiting[bucket]
+            seen = older + ended / 2
+            older += ended
+            shares[bucket] = min(1.0, self.hits[bucket] / seen) if seen else 0.0
+        left, cohort = 1.0, []
+        for share, width in zip(shares, _WIDTHS, strict=True):
+            cohort.append((left * share, width * left * (1 - share / 2)))
+            left *= 1 - share
+        return cohort
+
+
+def _bucket(age: int) -> int:
+    """0, 1, 2, ... 7 for these ages, 8 for 8 and 9, 9 for 10 and 11, 12 for 16 to 19, ..."""
+    if age < 8:
+        return age
+    octave = age.bit_length() - 3
+    return 4 * octave + (age >> octave)
+
+
+def _youngest(bucket: int) -> int:
+    """The lowest age in a bucket."""
+    if bucket < 8:
+        return bucket
+    octave = bucket // 4 - 1
+    return bucket - 4 * octave << octave
+
+
+_WIDTHS: Final = [_youngest(bucket + 1) - _youngest(bucket) for bucket in range(_BUCKETS)]

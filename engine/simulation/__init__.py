@@ -1,0 +1,1 @@
+"""What a policy would have made of recorded traffic."""
