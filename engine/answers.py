@@ -51,10 +51,10 @@ class ObjectReport:
 
 @dataclass(frozen=True, slots=True)
 class ObjectPage:
-    """Objects in the order of their seats. It may hold fewer than asked for, even none, before the last page."""
+    """Objects in the order of their places. It may hold fewer than asked for, even none, before the last page."""
 
     objects: tuple[ObjectReport, ...]
-    next_seat: int | None
+    next_place: int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +96,7 @@ class SessionReport:
 @dataclass(frozen=True, slots=True)
 class SessionPage:
     sessions: tuple[SessionReport, ...]
-    next_seat: int | None
+    next_place: int | None
 
 
 @dataclass(frozen=True, slots=True)

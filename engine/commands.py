@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
 from engine.answers import Deleted, JobReport, LookReport, ObjectPage, SessionPage, WorkerPage
-from engine.l1.policies.base import EvictionPolicy
+from engine.l1.partitions import MakePolicy
 from engine.status import Cleared
 
 A = TypeVar("A")
@@ -142,7 +142,7 @@ class ChangePolicy(Command[JobReport]):
     """Let another policy rank what is cached, and what will be."""
 
     name: str
-    policy: EvictionPolicy = field(repr=False)
+    make_policy: MakePolicy = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from engine.events import Copy, Effect, Piece, Reply, ReplyTo, RequestArrived
-from engine.l1.cache import Entry, L1Cache
+from engine.l1.cache import L1Cache
+from engine.l1.entry import Entry
 from engine.layouts import KVLayout
 from engine.meters import Meters, TransferMeter
 from engine.prompts import Chunks, Prompts, RefusedError

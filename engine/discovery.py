@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 import pkgutil
+from collections.abc import Callable
+from importlib import import_module
+from typing import TYPE_CHECKING
 
 import engine.l1.policies
 import engine.l2
+from engine.errors import StartError
+
+if TYPE_CHECKING:
+    from engine.l1.policies.base import EvictionPolicy
 
 POLICY_SUFFIX = "_policy"
 L2_SUFFIX = "_l2"
@@ -14,6 +21,14 @@ L2_SUFFIX = "_l2"
 def policy_names() -> tuple[str, ...]:
     """The eviction policies that exist: `engine/l1/policies/NAME_policy.py`. Imports none of them."""
     return _stems(engine.l1.policies.__path__, POLICY_SUFFIX)
+
+
+def policy_maker(name: str) -> Callable[[int], EvictionPolicy]:
+    """What makes a policy of that name for a capacity in bytes. Raises StartError if there is none."""
+    if name not in policy_names():
+        raise StartError(f"there is no eviction policy {name!r}; there are {', '.join(policy_names())}")
+    made: Callable[[int], EvictionPolicy] = import_module(f"engine.l1.policies.{name}{POLICY_SUFFIX}").Policy
+    return made
 
 
 def l2_types() -> tuple[str, ...]:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Final, get_args
 
 from engine.histogram import Histogram
 from engine.meters import LOOKUP_BOUNDS, Meters
-from engine.status import L1Report, LookupReport, StatusReport
+from engine.status import L1Report, LookupReport, RefusalReason, StatusReport
 
 EMPTY_REPORT: Final = StatusReport(
     is_healthy=False,
@@ -37,6 +37,7 @@ EMPTY_REPORT: Final = StatusReport(
         evicted_objects=0,
         evicted_bytes=0,
         refused_objects=0,
+        refusals=tuple((reason, 0) for reason in get_args(RefusalReason)),
         cleared_objects=0,
         missed_lookups=(),
         absent_reads=0,

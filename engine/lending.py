@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from engine.events import Effect, Reply, RequestArrived, Warn
-from engine.l1.cache import Entry, L1Cache
+from engine.l1.cache import L1Cache
+from engine.l1.entry import Entry
 from engine.layouts import SlotLayout
 from engine.meters import Meters
 from engine.prompts import Chunks, Prompts, RefusedError

@@ -6,7 +6,8 @@ from collections.abc import Iterable
 from typing import Final, NamedTuple, get_args
 
 from engine.keys import namespace
-from engine.l1.cache import Entry, L1Cache
+from engine.l1.cache import L1Cache
+from engine.l1.entry import Entry
 from engine.prompts import Prompts, RefusedError
 from engine.sessions import Session, Sessions
 from engine.settings import Liveness
@@ -156,7 +157,9 @@ class Lookups:
         for entry in found:
             self._cache.lease(entry, readers)
         session.grant(found, readers)
-        session.suffix_first = [entry.key for entry in reversed(found)]
+        suffix_first = found[::-1]
+        self._cache.use(suffix_first)
+        session.suffix_first = [entry.key for entry in suffix_first]
 
     def _end_leases(self, session: Session, keys: list[bytes]) -> None:
         for key in reversed(keys):

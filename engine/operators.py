@@ -33,7 +33,8 @@ from engine.copies import Copies
 from engine.errors import AmbiguousError
 from engine.events import CommandAsked, CommandDone, Effect
 from engine.jobs import Job, Jobs, Step
-from engine.l1.cache import Entry, L1Cache
+from engine.l1.cache import L1Cache
+from engine.l1.entry import Entry
 from engine.lookups import longest_prefix, prefixes
 from engine.prompts import Prompts
 from engine.sessions import Session, Sessions
@@ -41,7 +42,7 @@ from engine.status import Cleared, MissReason
 from engine.workers import Worker, Workers
 
 _PART: Final = 512
-"""Seats that a job or a page looks at before requests have their turn: well under a millisecond."""
+"""Objects that a job or a page looks at before requests have their turn: well under a millisecond."""
 
 _DETAIL: Final[dict[MissReason, str]] = {
     "never_stored": "no worker has stored this chunk since the server was started",
@@ -98,7 +99,7 @@ class Operators:
             job = self._clear_all(now, dry_run=command.dry_run)
         else:
             part = _clear_part(self._cache, command.selection, now, dry_run=command.dry_run)
-            job = self._jobs.start("clear", now, self._cache.seats, part, dry_run=command.dry_run)
+            job = self._jobs.start("clear", now, self._cache.end, part, dry_run=command.dry_run)
         return [*self._jobs.proceed(now), CommandDone(event.ticket, job.report(now))]
 
     def _clear_all(self, now: float, *, dry_run: bool) -> Job:
@@ -119,11 +120,11 @@ class Operators:
         return Deleted(Cleared(objects, size), missing)
 
     def _objects(self, now: float, command: ListObjects) -> ObjectPage:
-        """Stops at the limit, and after `_PART` seats however few it has found."""
+        """Stops at the limit, and after `_PART` objects however few it has found."""
         page = self._cache.page(command.seat, _PART)
         agreeing = [entry for entry in page.members if _agrees(entry, command.selection, now)]
         chosen, rest = agreeing[: command.limit], agreeing[command.limit :]
-        return ObjectPage(tuple(_object(entry, now) for entry in chosen), rest[0].seat if rest else page.next_seat)
+        return ObjectPage(tuple(_object(entry, now) for entry in chosen), rest[0].offset if rest else page.next_place)
 
     def _look(self, command: Look) -> LookReport:
         world_size = command.world_size or self._only_world_size(command.model_name)
@@ -150,7 +151,7 @@ class Operators:
 
     def _session_page(self, now: float, command: ListSessions) -> SessionPage:
         page = self._sessions.page(command.seat, command.limit)
-        return SessionPage(tuple(_session(each, now) for each in page.members), page.next_seat)
+        return SessionPage(tuple(_session(each, now) for each in page.members), page.next_place)
 
     def _worker_page(self, now: float, command: ListWorkers) -> WorkerPage:
         behind = sorted((each for each in self._workers if _is_behind(each, command.first)), key=_by_id)
@@ -185,18 +186,18 @@ def _answered(found: Callable[[float, Any], Any]) -> CommandHandler:
 
 
 def _clear_part(cache: L1Cache, selection: Selection, now: float, *, dry_run: bool) -> Callable[[Job], Step]:
-    """Clears what agrees, of all that was reserved before now, in the order of the seats."""
-    first_spared = cache.next_number
+    """Clears what agrees, of all that was reserved before now, in the order of the places."""
+    spared = cache.next_epoch()
 
     def part(job: Job) -> Step:
         page = cache.page(job.done, _PART)
         for entry in page.members:
-            if entry.number < first_spared and _agrees(entry, selection, now):
+            if entry.epoch < spared and _agrees(entry, selection, now):
                 if entry.ready:
                     job.count(entry.size)
                 if not dry_run:
                     cache.doom(entry, "cleared")
-        job.done = job.total if page.next_seat is None else min(page.next_seat, job.total)
+        job.done = job.total if page.next_place is None else min(page.next_place, job.total)
         return "ended" if job.done == job.total else "more"
 
     return part

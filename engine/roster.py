@@ -8,10 +8,10 @@ T = TypeVar("T")
 
 
 class Page(NamedTuple, Generic[T]):
-    """The members of a run of seats, and the seat to go on at; None after the last one."""
+    """A part of a walk over members, and the place to go on at; None after the last one."""
 
     members: list[T]
-    next_seat: int | None
+    next_place: int | None
 
 
 class Roster(Generic[T]):

@@ -10,11 +10,11 @@ from collections.abc import Callable
 from concurrent.futures import CancelledError
 from contextlib import suppress
 from dataclasses import replace
-from importlib import import_module
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from engine.answers import LookReport
 from engine.commands import A, ChangePolicy, Command, Drain, Grow, Look, Question, Shrink, StopShrinking
+from engine.discovery import policy_maker
 from engine.errors import EngineStoppedError, EngineStuckError, EngineTimeoutError, NoMemoryError, StartError
 from engine.health import MonitorReport
 from engine.settings import EngineSettings
@@ -23,7 +23,6 @@ from engine.status import StatusReport
 if TYPE_CHECKING:
     import zmq
 
-    from engine.l1.policies.base import EvictionPolicy
     from engine.wire.router import Router
 
 logger = logging.getLogger(__name__)
@@ -66,7 +65,7 @@ class Runtime:
 
         self._on_death = on_death
         self._chunk_size = settings.chunk_size
-        policy = _policy(settings.eviction_policy)
+        make_policy = policy_maker(settings.eviction_policy)
         self._context = zmq.Context()
         router = _bind(self._context, settings)
         try:
@@ -81,7 +80,7 @@ class Runtime:
         self.endpoint: Final = router.endpoint
         """Where the data plane listens, with the real port: `tcp://127.0.0.1:5555`."""
         pool = RegisterEngineDrivenReply(self._arena.name, self._arena.length)
-        engine = Engine(settings, L1Cache(settings.l1_size, policy), pool)
+        engine = Engine(settings, L1Cache(settings.l1_size, make_policy), pool)
         self._mailbox = Mailbox()
         copier = TorchCopier(self._arena.bytes, time.monotonic)
         self._transfers = TransferWorker(copier, self._arena.discard, self._mailbox.post, time.monotonic)
@@ -166,7 +165,7 @@ class Runtime:
 
         Raises StartError if there is none of that name; EngineTimeoutError, EngineStoppedError.
         """
-        self.ask(ChangePolicy(name, _policy(name)), _ANSWER_SECONDS)
+        self.ask(ChangePolicy(name, policy_maker(name)), _ANSWER_SECONDS)
 
     def _grow_l1(self, present: int, size: int) -> None:
         try:
@@ -225,15 +224,6 @@ class Runtime:
         except BaseException as error:
             logger.exception("the engine thread has ended")
             self._on_death(error)
-
-
-def _policy(name: str) -> EvictionPolicy:
-    try:
-        module: Any = import_module(f"engine.l1.policies.{name}_policy")
-    except ModuleNotFoundError:
-        raise StartError(f"there is no eviction policy {name!r}") from None
-    policy: EvictionPolicy = module.Policy()
-    return policy
 
 
 def _bind(context: zmq.Context[zmq.Socket[bytes]], settings: EngineSettings) -> Router:

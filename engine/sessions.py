@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from engine.l1.cache import Entry
+from engine.l1.entry import Entry
 from engine.roster import Page, Roster
 
 

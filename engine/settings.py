@@ -49,7 +49,7 @@ class EngineSettings:
     l1_size: int = GIB
     l1_max_size: int | None = None
     """How far L1 can be grown while it runs; None stands for `l1_size`."""
-    eviction_policy: str = "lru"
+    eviction_policy: str = "hit_density"
     l2: tuple[L2Settings, ...] = ()
     drain_timeout: float = 10.0
     """How long a stop waits for running transfers."""

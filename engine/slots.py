@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from engine.l1.cache import Entry, L1Cache, NoSpaceError
+from engine.l1.cache import L1Cache, NoSpaceError
+from engine.l1.entry import Entry
 from engine.prompts import Chunks, RefusedError
 from engine.sessions import Sessions
 
@@ -17,18 +18,28 @@ def reserve_missing(
     When L1 is full the tail of the range goes without: a chunk whose prefix is missing would be worth nothing. For the
     same reason the prompt's own chunks are kept from being evicted to make room for later ones.
     """
-    prefix = [entry for key in chunks.suffix_first if (entry := cache.find(key)) is not None]
-    for entry in prefix:
-        cache.lease(entry)
-    wanted = [(index, key) for index, key in enumerate(chunks.wanted) if index not in skip and not cache.holds(key)]
+    own = [cache.find(key) for key in chunks.keys]
+    held = [present for present in reversed(own) if present is not None]
+    for present in held:
+        cache.lease(present)
+    # What is there already was stored for another request of this prompt.
+    cache.use([present for present in reversed(own[chunks.first :]) if present is not None])
+    parent = own[chunks.first - 1] if chunks.first else None
     reserved: list[tuple[int, Entry]] = []
-    try:
-        for index, key in wanted:
-            reserved.append((index, cache.reserve(key, object_bytes, chunks.namespace, now)))
-    except NoSpaceError:
-        cache.refuse(key for _, key in wanted[len(reserved) :])
-    for entry in prefix:
-        cache.release(entry)
+    wanted = chunks.wanted
+    for index, key in enumerate(wanted):
+        entry = cache.entry(key)
+        if entry is None and index not in skip:
+            try:
+                entry = cache.reserve(key, object_bytes, chunks.namespace, now, parent)
+            except NoSpaceError as error:
+                left = enumerate(wanted[index:], index)
+                cache.refuse([key for index, key in left if index not in skip and not cache.holds(key)], error.reason)
+                break
+            reserved.append((index, entry))
+        parent = entry
+    for present in held:
+        cache.release(present)
     return reserved
 
 

@@ -28,6 +28,13 @@ MissReason = Literal[
 of the model is ready, so nothing can be promised. `not_remembered`: it was there once, and why it is not is forgotten.
 """
 
+RefusalReason = Literal["in_use", "fragmented", "quota"]
+"""Why no room can be made for an object.
+
+`in_use`: too much is leased, being written, or reserved for others. `fragmented`: enough could be evicted, but no
+contiguous range. `quota`: the cache salt is at its limit, and what it has is in use.
+"""
+
 
 @dataclass(frozen=True, slots=True)
 class KernelGroupReport:
@@ -118,6 +125,8 @@ class L1Report:
     evicted_bytes: int
     refused_objects: int
     """Objects not stored because no room could be made."""
+    refusals: tuple[tuple[RefusalReason, int], ...]
+    """The same by reason."""
     cleared_objects: int
     missed_lookups: tuple[tuple[MissReason, int], ...]
     """Lookups that did not find all they asked for, by the reason of the first chunk that was not there."""

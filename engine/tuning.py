@@ -56,15 +56,15 @@ class Tuning:
 
     def _shrink(self, event: CommandAsked, command: Shrink) -> list[Effect]:
         self._cache.set_capacity(command.capacity)
-        return self._begun(event, self._jobs.start("shrink", event.now, self._cache.seats, self._shrink_part))
+        return self._begun(event, self._jobs.start("shrink", event.now, self._cache.end, self._shrink_part))
 
     def _shrink_part(self, job: Job) -> Step:
         cache = self._cache
         if job.done < job.total:
-            evicted = cache.evict_beyond(job.done, _PART)
-            for entry in evicted:
+            page = cache.evict_beyond(job.done, _PART)
+            for entry in page.members:
                 job.count(entry.size)
-            job.done = min(job.done + _PART, job.total)
+            job.done = job.total if page.next_place is None else min(page.next_place, job.total)
             return "more"
         if self._discarding is job or not cache.tail_is_free:
             return "wait"
@@ -93,7 +93,7 @@ class Tuning:
 
     def _change_policy(self, event: CommandAsked, command: ChangePolicy) -> list[Effect]:
         self.policy_name = command.name
-        self._cache.change_policy(command.policy)
+        self._cache.change_policy(command.make_policy)
         objects = self._cache.ready_objects
         return self._begun(event, self._jobs.start("change_policy", event.now, objects, self._policy_part))
 

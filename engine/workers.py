@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from engine.l1.cache import Entry
+from engine.l1.entry import Entry
 from engine.layouts import KVLayout, SlotLayout
 from engine.status import LayoutReport, TransferMode, WorkerReport, WorkerState
 

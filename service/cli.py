@@ -86,7 +86,14 @@ _FLAGS = (
     _Flag("--port", "server", "port", int, "PORT", "port of the data plane, 0 for a free one (server.port)"),
     _Flag("--chunk-size", "server", "chunk_size", int, "TOKENS", "tokens per chunk (server.chunk_size)"),
     _Flag("--l1-size-gb", "l1", "size", None, "GIB", "memory for cached chunks in GiB, such as 0.5 or 64 (l1.size)"),
-    _Flag("--eviction-policy", "l1", "eviction_policy", str, "NAME", "who leaves when L1 is full, in any case: lru"),
+    _Flag(
+        "--eviction-policy",
+        "l1",
+        "eviction_policy",
+        str,
+        "NAME",
+        "who leaves when L1 is full, such as lru, in any case",
+    ),
     _Flag("--http-host", "http", "host", str, "ADDRESS", "address of the HTTP API (http.host)"),
     _Flag("--http-port", "http", "port", int, "PORT", "port of the HTTP API, 0 for a free one (http.port)"),
 )

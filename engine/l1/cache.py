@@ -8,49 +8,31 @@ ends. So a slot never changes owner while anybody reads or writes it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from typing import Final
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Final, cast, get_args
 
 from engine.keys import Namespace
 from engine.l1.allocator import Allocator
+from engine.l1.entry import Entry
 from engine.l1.history import History
+from engine.l1.partitions import MakePolicy, Partition, Partitions
+from engine.l1.places import Places
 from engine.l1.policies.base import EvictionPolicy
-from engine.l1.policies.handover import Handover
-from engine.roster import Page, Roster
-from engine.status import Cleared, MissReason
+from engine.l1.room import RoomFinder
+from engine.roster import Page
+from engine.status import Cleared, MissReason, RefusalReason
 
 ALIGNMENT: Final = 4096
 """Slots begin at multiples of this and occupy multiples of it; capacity counts what they occupy."""
 
 
 class NoSpaceError(Exception):
-    """No room can be made for an object now: too much is leased or being written. Nothing was changed."""
+    """No room can be made for an object now. Nothing was changed."""
 
-
-class Entry:
-    """One object of L1. Only `L1Cache` changes it."""
-
-    __slots__ = ("key", "leases", "namespace", "number", "offset", "ready", "seat", "since", "size", "visible")
-
-    def __init__(self, key: bytes, namespace: Namespace, offset: int, size: int, since: float, number: int) -> None:
-        self.key: Final = key
-        self.namespace: Final = namespace
-        self.offset: Final = offset
-        """Bytes from the start of the arena."""
-        self.size: Final = size
-        """Bytes occupied."""
-        self.since: Final = since
-        """When the slot was reserved, in the engine's monotonic seconds."""
-        self.number: Final = number
-        """Counts up: what was reserved later has a higher one."""
-        self.seat = -1
-        """In the cache's roster, while it is visible."""
-        self.leases = 0
-        self.ready = False
-        """Completely written."""
-        self.visible = True
-        """Can be found, or will be once it is ready. False means doomed."""
+    def __init__(self, reason: RefusalReason) -> None:
+        super().__init__(reason)
+        self.reason: Final = reason
 
 
 @dataclass(slots=True)
@@ -60,7 +42,7 @@ class Counters:
     stored_objects: int = 0
     evicted_objects: int = 0
     evicted_bytes: int = 0
-    refused_objects: int = 0
+    refused_objects: dict[RefusalReason, int] = field(default_factory=lambda: dict.fromkeys(get_args(RefusalReason), 0))
     cleared_objects: int = 0
     absent_reads: int = 0
     unready_reads: int = 0
@@ -69,21 +51,27 @@ class Counters:
 class L1Cache:
     """The objects of L1 by key. Belongs to the engine thread."""
 
-    def __init__(self, capacity: int, policy: EvictionPolicy) -> None:
+    def __init__(self, capacity: int, make_policy: MakePolicy) -> None:
+        """`capacity` in bytes, rounded down to the alignment."""
+        capacity -= capacity % ALIGNMENT
         self.counters = Counters()
         self.history: Final = History()
-        self._allocator = Allocator(capacity - capacity % ALIGNMENT)
-        self._policy = policy
+        self.epoch = 0
+        """Entries carry the one in which they were reserved; `next_epoch` begins another."""
+        self._allocator = Allocator(capacity)
+        self._partitions = Partitions(make_policy, capacity)
+        self._places = Places(ALIGNMENT)
         self._entries: dict[bytes, Entry] = {}
-        self._roster = Roster[Entry]()
-        """The entries of the table."""
-        self._reserved_ever = 0
         self._in_use: set[Entry] = set()
         """Entries that are being written or leased, doomed ones included."""
+        self._in_use_bytes = 0
         self._leased = 0
         self._ready = 0
         self._ready_bytes = 0
         self._reserved_bytes = 0
+        self._uses = 0
+        self._mixed = False
+        """Some objects are ranked by another policy than their partition's present one."""
 
     @property
     def capacity(self) -> int:
@@ -115,18 +103,24 @@ class L1Cache:
         return self._ready_bytes
 
     @property
-    def next_number(self) -> int:
-        """The number of the entry that is reserved next."""
-        return self._reserved_ever
+    def end(self) -> int:
+        """How far a walk over all objects goes: bytes from the start of the arena."""
+        return self._allocator.tail[1]
 
-    @property
-    def seats(self) -> int:
-        """How far a walk over all entries goes."""
-        return len(self._roster)
+    def next_epoch(self) -> int:
+        """Begins an epoch: only entries that are reserved later have it."""
+        self.epoch += 1
+        return self.epoch
 
-    def page(self, seat: int, count: int) -> Page[Entry]:
-        """The visible entries on `count` seats; costs as much, so a walk is made in pages."""
-        return self._roster.page(seat, count)
+    def page(self, offset: int, count: int) -> Page[Entry]:
+        """The next `count` visible entries in the order of their places, from an address on."""
+        members: list[Entry] = []
+        for entry in self._places.walk(offset):
+            if len(members) == count:
+                return Page(members, entry.offset)
+            if entry.visible:
+                members.append(entry)
+        return Page(members, None)
 
     def entry(self, key: bytes) -> Entry | None:
         """The object, whether it is ready or being written."""
@@ -145,23 +139,26 @@ class L1Cache:
         """True if the object is ready or being written."""
         return key in self._entries
 
-    def reserve(self, key: bytes, size: int, namespace: Namespace, now: float) -> Entry:
+    def reserve(self, key: bytes, size: int, namespace: Namespace, now: float, parent: Entry | None = None) -> Entry:
         """A slot of `size` bytes to be written for an absent key, evicting what it needs.
 
-        Raises NoSpaceError if that is not possible; nothing was evicted then.
+        `parent` is the object before it in its prompt, if that is known. Raises NoSpaceError if no room can be made;
+        nothing was evicted then.
         """
         occupied = -(-size // ALIGNMENT) * ALIGNMENT
-        offset = self._allocator.allocate(occupied)
+        partition = self._partitions.of(namespace.cache_salt)
+        partition.policy.expect(key, occupied)
+        offset = None if partition.missing(occupied) else self._allocator.allocate(occupied)
         if offset is None:
-            for victim in self._room(occupied):
+            for victim in self._room(partition, occupied):
                 self._evict(victim)
             offset = self._allocator.allocate(occupied)
-        if offset is None:
-            raise NoSpaceError
-        entry = self._entries[key] = Entry(key, namespace, offset, occupied, now, self._reserved_ever)
-        entry.seat = self._roster.add(entry)
-        self._reserved_ever += 1
-        self._in_use.add(entry)
+            assert offset is not None  # `_room` names what it takes
+        entry = self._entries[key] = Entry(key, namespace, offset, occupied, now, self.epoch)
+        self._places.add(entry)
+        self._partitions.count(namespace.cache_salt, occupied)
+        partition.policy.insert(entry, parent if parent is not None and parent.visible else None)
+        self._begin_use(entry)
         self._reserved_bytes += occupied
         return entry
 
@@ -174,26 +171,27 @@ class L1Cache:
             self.history.stored(entry.key)
             self._ready += 1
             self._ready_bytes += entry.size
-        self._settle(entry, new=True)
+        self._end_use(entry)
 
     def abort(self, entry: Entry) -> None:
         """The slot was not written, or not wholly."""
         self._reserved_bytes -= entry.size
         if entry.visible:
+            _policy_of(entry).remove(entry)
             self._hide(entry)
-        self._free(entry)
+        self._end_use(entry)
 
-    def refuse(self, keys: Iterable[bytes]) -> None:
+    def refuse(self, keys: Iterable[bytes], reason: RefusalReason) -> None:
         """No room could be made for these objects."""
         for key in keys:
-            self.counters.refused_objects += 1
+            self.counters.refused_objects[reason] += 1
             self.history.left(key, "refused")
 
     def lease(self, entry: Entry, count: int = 1) -> None:
         """Keeps a ready object where it is until `release` was called as often."""
         if not entry.leases:
-            self._policy.hold(entry.key)
-            self._in_use.add(entry)
+            _policy_of(entry).hold(entry)
+            self._begin_use(entry)
             self._leased += 1
         entry.leases += count
 
@@ -201,36 +199,54 @@ class L1Cache:
         entry.leases -= count
         if not entry.leases:
             self._leased -= 1
-            self._settle(entry, new=False)
+            self._end_use(entry)
+
+    def use(self, entries: Sequence[Entry]) -> None:
+        """A request asks for these objects of one salt, last chunk first; told once a request."""
+        if not entries:
+            return
+        if self._partitions.are_several:
+            self._uses += 1
+            for entry in entries:
+                entry.used = self._uses
+        if self._mixed:
+            for entry in entries:
+                self._move_to_present_policy(entry)
+        _policy_of(entries[0]).hit(entries)
 
     def touch(self, keys: Iterable[bytes]) -> None:
-        """A request used these objects, last chunk first."""
-        self._policy.touch(keys)
+        """A request whose `use` was told goes on with these objects of one salt, last chunk first."""
+        entries = [entry for key in keys if (entry := self._entries.get(key)) is not None]
+        if not entries:
+            return
+        if self._mixed:
+            for entry in entries:
+                self._move_to_present_policy(entry)
+        _policy_of(entries[0]).refresh(entries)
 
     def doom(self, entry: Entry, reason: MissReason) -> None:
         """Makes an object impossible to find; its slot is freed by its last user, or now if there is none."""
         if not entry.visible:
             return
-        self._hide(entry)
-        self.history.left(entry.key, reason)
-        if entry.ready:
-            self._policy.remove(entry.key)
-            self.counters.cleared_objects += reason == "cleared"
-        if entry not in self._in_use:
-            self._free(entry)
+        _policy_of(entry).remove(entry)
+        self._depart(entry, reason)
+        self.counters.cleared_objects += entry.ready and reason == "cleared"
 
     def clear(self) -> Cleared:
         """Makes everything impossible to find at once. Costs as much as there are objects in use, not more."""
         cleared = Cleared(self._ready, self._ready_bytes)
         self.counters.cleared_objects += self._ready
         self.history.cleared(self._entries)
-        self._entries, self._roster = {}, Roster()
+        self._entries = {}
         self._ready = self._ready_bytes = 0
-        self._policy.clear()
         for entry in self._in_use:
             if entry.visible:
                 self.history.left(entry.key, "cleared")
                 entry.visible = False
+        self._partitions.clear(self._in_use)
+        self._places = Places(ALIGNMENT)
+        for entry in self._in_use:
+            self._places.add(entry)
         self._allocator.keep_only((entry.offset, entry.size) for entry in self._in_use)
         return cleared
 
@@ -238,14 +254,20 @@ class L1Cache:
 
     def set_capacity(self, capacity: int) -> None:
         """From now on objects are put below this. Objects behind it stay until `evict_beyond`."""
-        self._allocator.set_capacity(capacity - capacity % ALIGNMENT)
+        capacity -= capacity % ALIGNMENT
+        self._allocator.set_capacity(capacity)
+        self._partitions.set_capacity(capacity)
 
-    def evict_beyond(self, seat: int, count: int) -> list[Entry]:
-        """Evicts what lies behind the capacity on `count` seats; what is in use there is freed by its last user."""
-        beyond = [entry for entry in self.page(seat, count).members if entry.offset + entry.size > self.capacity]
+    def evict_beyond(self, offset: int, count: int) -> Page[Entry]:
+        """Evicts what lies behind the capacity, of the next `count` entries from an address on; returns these.
+
+        What is in use there is freed by its last user.
+        """
+        page = self.page(offset, count)
+        beyond = [entry for entry in page.members if entry.end > self.capacity]
         for entry in beyond:
             self._evict(entry)
-        return beyond
+        return Page(beyond, page.next_place)
 
     @property
     def tail(self) -> tuple[int, int]:
@@ -261,115 +283,119 @@ class L1Cache:
         """The tail, which must be free, does not belong to L1 any more."""
         self._allocator.cut_tail()
 
-    def change_policy(self, policy: EvictionPolicy) -> None:
-        """Lets another policy rank the objects from now on; `hand_over` brings it those that are here."""
-        self._policy = Handover(self._policy, policy)
+    def change_policy(self, make_policy: MakePolicy) -> None:
+        """Lets another policy rank the objects from now on; `hand_over` brings it those that are here.
+
+        Until then they are ranked by the former one, and go first; what is used moves by itself.
+        """
+        self._partitions.change_policy(make_policy)
+        self._mixed = True
 
     def hand_over(self, count: int) -> bool:
-        """Moves up to `count` objects to the new policy, the coldest first; returns True when it has all of them."""
-        policy = self._policy
-        if isinstance(policy, Handover) and policy.move(count, lambda key: self._entries[key].size):
-            self._policy = policy.new
-        return not isinstance(self._policy, Handover)
+        """Moves up to `count` objects to the present policies; returns True when these have all of them."""
+        for partition in self._partitions:
+            while partition.former:
+                for entry in partition.former[-1].members():
+                    if not count:
+                        return False
+                    count -= 1
+                    self._adopt(cast(Entry, entry))
+                # NOTE: What is held moves when it is used; it must not go on ranking when nobody asks its policy.
+                for entry in self._in_use:
+                    if entry.visible and _policy_of(entry) is partition.former[-1]:
+                        self._move_to_present_policy(entry)
+                partition.former.pop()
+        self._mixed = False
+        return True
 
-    def _settle(self, entry: Entry, *, new: bool) -> None:
-        """An entry has lost its last user: it becomes evictable, or is freed if it is doomed."""
-        if not entry.visible:
-            self._free(entry)
+    def _adopt(self, entry: Entry) -> None:
+        """An object, not held, goes to the present policy of its partition, in front of what that has."""
+        _policy_of(entry).remove(entry)
+        self._partitions.of(entry.namespace.cache_salt).policy.adopt(entry)
+
+    def _move_to_present_policy(self, entry: Entry) -> None:
+        """As what is used now."""
+        present = self._partitions.of(entry.namespace.cache_salt).policy
+        if _policy_of(entry) is present:
             return
+        _policy_of(entry).remove(entry)
+        present.expect(entry.key, entry.size)
+        present.insert(entry, None)
+        if not entry.held:
+            present.unhold(entry)
+
+    def _begin_use(self, entry: Entry) -> None:
+        self._in_use.add(entry)
+        self._in_use_bytes += entry.size
+
+    def _end_use(self, entry: Entry) -> None:
+        """An entry has lost its last user: it becomes evictable, or is freed if it is doomed."""
         self._in_use.discard(entry)
-        if new:
-            self._policy.insert(entry.key, entry.size)
+        self._in_use_bytes -= entry.size
+        if entry.visible:
+            _policy_of(entry).unhold(entry)
         else:
-            self._policy.unhold(entry.key, entry.size)
+            self._free(entry)
 
     def _free(self, entry: Entry) -> None:
-        self._in_use.discard(entry)
         self._allocator.free(entry.offset, entry.size)
+        self._places.remove(entry)
+        self._partitions.count(entry.namespace.cache_salt, -entry.size)
 
     def _hide(self, entry: Entry) -> None:
         del self._entries[entry.key]
-        self._roster.remove(entry.seat)
         entry.visible = False
         if entry.ready:
             self._ready -= 1
             self._ready_bytes -= entry.size
 
     def _evict(self, entry: Entry) -> None:
-        self.doom(entry, "evicted")
         if entry.ready:
+            _policy_of(entry).evict(entry)
             self.counters.evicted_objects += 1
             self.counters.evicted_bytes += entry.size
+        else:
+            _policy_of(entry).remove(entry)
+        self._depart(entry, "evicted")
 
-    def _room(self, size: int) -> list[Entry]:
-        """The fewest bytes to evict for a contiguous range of `size`, looking no further than the policy has to.
+    def _depart(self, entry: Entry, reason: MissReason) -> None:
+        self._hide(entry)
+        self.history.left(entry.key, reason)
+        if entry not in self._in_use:
+            self._free(entry)
 
-        Victims are imagined free one after the other, in the policy's order, and merged with their free neighbours
-        until a run is long enough. Empty if no run ever is.
-        """
-        runs = _Runs(self._allocator)
-        for key in self._policy.victims():
-            entry = self._entries[key]
-            if entry.offset + entry.size > self.capacity:
-                continue
-            run = runs.add(entry)
-            if run[1] - run[0] >= size:
-                return runs.cheapest_window(run, size)
-        return []
+    def _room(self, partition: Partition, size: int) -> list[Entry]:
+        """What to evict for a contiguous range of `size` bytes. Raises NoSpaceError."""
+        condemned = self._over_limit(partition, size)
+
+        def may_go(entry: Entry) -> bool:
+            if entry in self._in_use:
+                return False
+            loser = self._partitions.of(entry.namespace.cache_salt)
+            return self._partitions.may_lose(loser, partition, entry.size)
+
+        found = RoomFinder(self._allocator, self._places).find(
+            size, condemned, self._partitions.victims(partition), may_go, self._in_use
+        )
+        if not found:
+            enough = self.capacity - self._in_use_bytes - self._partitions.protected(partition) >= size
+            raise NoSpaceError("fragmented" if enough else "in_use")
+        return found
+
+    def _over_limit(self, partition: Partition, size: int) -> list[Entry]:
+        """Objects of the partition that have to go so that another `size` bytes are within its limit."""
+        missing = partition.missing(size)
+        condemned: list[Entry] = []
+        for victim in partition.victims() if missing > 0 else ():
+            if missing <= 0:
+                break
+            condemned.append(victim)
+            missing -= victim.size
+        if missing > 0:
+            raise NoSpaceError("quota")
+        return condemned
 
 
-class _Runs:
-    """Ranges that are free, or would be if the victims named so far were evicted."""
-
-    def __init__(self, allocator: Allocator) -> None:
-        self._allocator = allocator
-        self._victims: dict[int, Entry] = {}
-        self._end_of: dict[int, int] = {}
-        self._start_of: dict[int, int] = {}
-
-    def add(self, victim: Entry) -> tuple[int, int]:
-        """Counts a victim as free; returns (start, end) of the run it is in now."""
-        self._victims[victim.offset] = victim
-        start = self._extend_left(victim.offset)
-        end = self._extend_right(victim.offset + victim.size)
-        self._end_of[start], self._start_of[end] = end, start
-        return start, end
-
-    def cheapest_window(self, run: tuple[int, int], size: int) -> list[Entry]:
-        """The victims inside the part of the run that has `size` bytes and costs the fewest evicted bytes."""
-        pieces = list(self._pieces(*run))
-        best: tuple[int, int, int] | None = None
-        first = length = cost = 0
-        for last, (piece_size, victim) in enumerate(pieces):
-            length += piece_size
-            cost += piece_size if victim else 0
-            while length - pieces[first][0] >= size:
-                length -= pieces[first][0]
-                cost -= pieces[first][0] if pieces[first][1] else 0
-                first += 1
-            if length >= size and (best is None or cost < best[0]):
-                best = (cost, first, last)
-        assert best is not None  # the caller passes a run of at least `size`
-        return [victim for _, victim in pieces[best[1] : best[2] + 1] if victim]
-
-    def _extend_left(self, start: int) -> int:
-        while True:
-            further = self._allocator.free_start_before(self._start_of.get(start, start))
-            if further == start:
-                return start
-            start = further
-
-    def _extend_right(self, end: int) -> int:
-        while True:
-            further = self._allocator.free_end_after(self._end_of.get(end, end))
-            if further == end:
-                return end
-            end = further
-
-    def _pieces(self, start: int, end: int) -> Iterator[tuple[int, Entry | None]]:
-        """The run as (size, victim), with None for what is free already."""
-        while start < end:
-            victim = self._victims.get(start)
-            size = victim.size if victim else self._allocator.free_end_after(start) - start
-            yield size, victim
-            start += size
+def _policy_of(entry: Entry) -> EvictionPolicy:
+    assert entry.queue is not None  # from `reserve` on, as long as it is visible
+    return entry.queue.owner

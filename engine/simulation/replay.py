@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from engine.l1.policies.base import EvictionPolicy, Ranked
 
@@ -13,8 +13,8 @@ BLOCK_SIZE = 1
 class Replay:
     """An L1 of `capacity` blocks, all of one size, and one request after the other.
 
-    The policy hears the same calls in the same order as it does in the server for a request that is looked up, retrieved,
-    stored where it was absent, and ended before the next one arrives.
+    The policy hears the same calls in the same order as it does in the server for a request that is looked up,
+    retrieved, stored where it was absent, and ended before the next one arrives.
     """
 
     def __init__(self, policy: EvictionPolicy, capacity: int) -> None:

@@ -161,4 +161,10 @@ def _l1(l1: L1Report) -> Iterator[Metric]:
     yield counter("kvkeep_l1_stored_objects_total", "Objects stored in L1.", l1.stored_objects)
     yield counter("kvkeep_l1_evicted_bytes_total", "Bytes evicted from L1.", l1.evicted_bytes)
     yield counter("kvkeep_l1_refused_objects_total", "Objects for which no room could be made.", l1.refused_objects)
+    yield counters(
+        "kvkeep_l1_refusals_total",
+        "Objects for which no room could be made: too much in use, no contiguous range, or the quota of their salt.",
+        ["reason"],
+        [([reason], count) for reason, count in l1.refusals],
+    )
     yield counter("kvkeep_l1_cleared_objects_total", "Objects that clears made invisible.", l1.cleared_objects)

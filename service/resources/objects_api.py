@@ -30,7 +30,7 @@ class Objects:
             page = ObjectPage((), None)
             if req.get_param("tier") != "l2":
                 page = engine.ask(ListObjects(begin, paging.limit(req), selection), ANSWER_TIMEOUT)
-        resp.media = paging.page("objects", [_body(each) for each in page.objects], page.next_seat)
+        resp.media = paging.page("objects", [_body(each) for each in page.objects], page.next_place)
 
     @operation("deleteObjects", 200, 503)
     def on_delete(self, req: falcon.Request, resp: falcon.Response) -> None:

@@ -24,7 +24,7 @@ class Sessions:
         begin = paging.seat(req)
         with self._context.running() as engine:
             page = engine.ask(ListSessions(begin, paging.limit(req)), ANSWER_TIMEOUT)
-        resp.media = paging.page("sessions", [_body(each) for each in page.sessions], page.next_seat)
+        resp.media = paging.page("sessions", [_body(each) for each in page.sessions], page.next_place)
 
 
 def _body(each: SessionReport) -> JsonObject:

@@ -66,6 +66,7 @@ L1 = L1Report(
     evicted_objects=6,
     evicted_bytes=6 << 25,
     refused_objects=3,
+    refusals=(("in_use", 2), ("fragmented", 1), ("quota", 0)),
     cleared_objects=4,
     missed_lookups=(("never_stored", 3), ("evicted", 2)),
     absent_reads=16,
@@ -202,10 +203,10 @@ ANSWERS: dict[type[Command[Any]], Any] = {
     AwaitJob: CLEARED,
     ListJobs: (replace(CLEARED, id=7, state="running", done=3), CLEARED),
     ListObjects: ObjectPage(
-        (ObjectReport(b"k" * 48, "llama", 2, 1, b"f" * 16, "tenant", 1 << 25, True, 1, 2.5),), next_seat=512
+        (ObjectReport(b"k" * 48, "llama", 2, 1, b"f" * 16, "tenant", 1 << 25, True, 1, 2.5),), next_place=512
     ),
     DeleteObjects: Deleted(Cleared(1, 1 << 25), missing=2),
-    ListSessions: SessionPage((SessionReport("cmpl-1", b"\0client", 0.5, 12, True, 12, 12 << 25),), next_seat=None),
+    ListSessions: SessionPage((SessionReport("cmpl-1", b"\0client", 0.5, 12, True, 12, 12 << 25),), next_place=None),
     ListWorkers: WorkerPage(
         (
             WorkerActivity(

@@ -20,7 +20,7 @@ class Policy(Recency):
 
     def __init__(self, capacity: int) -> None:
         super().__init__(capacity)
-        self._t1, self._t2 = Queue[Ranked](self), Queue[Ranked](self)
+        self._t1, self._t2 = Queue(self), Queue(self)
         self._b1, self._b2 = Ghosts(), Ghosts()
         self._p = 0.0
         self._expected: Hashable = None

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Hashable, Iterable, Iterator
-from typing import Final, Generic, TypeVar
+from typing import Final
+
+
+NOT_ARRIVED: Final = -1
 
 
 class Ranked:
@@ -16,7 +19,7 @@ class Ranked:
         self.key = key
         self.size = size
         """Bytes occupied; does not change."""
-        self.queue: Queue[Ranked] | None = None
+        self.queue: Queue | None = None
         """Where the policy counts it."""
         self.before: Ranked | None = None
         """Its neighbour in the queue that goes earlier; None while it stands in none, as when it is held."""
@@ -27,10 +30,7 @@ class Ranked:
         """For the policy."""
 
 
-R = TypeVar("R", bound=Ranked)
-
-
-class Queue(Generic[R]):
+class Queue:
     """Objects in the order in which they are to go: a doubly linked ring, all operations O(1).
 
     `size` counts the bytes of all that were added, whether they stand in line now or not.
@@ -215,10 +215,10 @@ class Recency(EvictionPolicy):
 
 
 class Arrival(EvictionPolicy):
-    """What policies have in common that keep objects in the order of their arrival.
+    """What policies have in common that keep objects in the order of their arrival, which is when they are written.
 
-    An object that is held keeps its place until its turn comes. Then it is taken out of line, and goes to the front when
-    it is not held any more: so each hold costs one step at most.
+    An object that is held keeps its place until its turn comes. Then it is taken out of line, and goes to the front
+    when it is not held any more: so each hold costs one step at most. `stamp` is negative before the arrival.
     """
 
     def refresh(self, objects: Iterable[Ranked]) -> None:
@@ -229,5 +229,8 @@ class Arrival(EvictionPolicy):
 
     def unhold(self, ranked: Ranked) -> None:
         ranked.held = False
-        if ranked.before is None:
+        if ranked.stamp < 0:
+            ranked.stamp = 0
+            ranked.queue.append(ranked)  # type: ignore[union-attr]
+        elif ranked.before is None:
             ranked.queue.prepend(ranked)  # type: ignore[union-attr]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from engine.l1.policies.base import Arrival, Queue, Ranked
+from engine.l1.policies.base import NOT_ARRIVED, Arrival, Queue, Ranked
 
 
 class Policy(Arrival):
@@ -12,11 +12,11 @@ class Policy(Arrival):
 
     def __init__(self, capacity: int) -> None:
         super().__init__(capacity)
-        self._queue = Queue[Ranked](self)
+        self._queue = Queue(self)
 
     def insert(self, ranked: Ranked, parent: Ranked | None) -> None:
+        ranked.stamp = NOT_ARRIVED
         self._queue.add(ranked)
-        self._queue.append(ranked)
 
     def hit(self, objects: Iterable[Ranked]) -> None:
         pass
@@ -38,5 +38,6 @@ class Policy(Arrival):
         return (ranked for ranked in reversed(self._queue) if not ranked.held)
 
     def adopt(self, ranked: Ranked) -> None:
+        ranked.stamp = 0
         self._queue.add(ranked)
         self._queue.prepend(ranked)

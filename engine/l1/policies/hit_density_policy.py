@@ -1,7 +1,7 @@
 """Hit density: evicts where the fewest hits are to be expected for the space and time that they take.
 
-The idea is that of Beckmann, Chen, Cidon: LHD: improving cache hit rate by maximizing hit density, NSDI 2018. How long it
-takes until an object is used again is estimated as survival times are (Kaplan, Meier: Nonparametric estimation from
+The idea is that of Beckmann, Chen, Cidon: LHD: improving cache hit rate by maximizing hit density, NSDI 2018. How long
+it takes until an object is used again is estimated as survival times are (Kaplan, Meier: Nonparametric estimation from
 incomplete observations, 1958), since most objects are still waiting when one looks.
 """
 
@@ -148,7 +148,7 @@ class _Mark(NamedTuple):
     """Its last use."""
 
 
-class _Class(Queue[Ranked]):
+class _Class(Queue):
     """One class, with what happened to its objects by age: the ticks since their last use."""
 
     __slots__ = ("densities", "forgotten", "hits", "waiting")
@@ -156,7 +156,7 @@ class _Class(Queue[Ranked]):
     def __init__(self, owner: Policy) -> None:
         super().__init__(owner)
         self.waiting: Counter[int] = Counter()
-        """Bytes by the tick of their last use, of objects that are here or were evicted from here and are remembered."""
+        """Bytes by the tick of their last use: of objects here, and of those evicted from here that are remembered."""
         self.hits = [0.0] * _BUCKETS
         """Bytes that were used again at this age."""
         self.forgotten = [0.0] * _BUCKETS

@@ -12,7 +12,7 @@ class Policy(Recency):
 
     def __init__(self, capacity: int) -> None:
         super().__init__(capacity)
-        self._queue = Queue[Ranked](self)
+        self._queue = Queue(self)
 
     def insert(self, ranked: Ranked, parent: Ranked | None) -> None:
         self._queue.add(ranked)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterable, Iterator
 from typing import Final
 
-from engine.l1.policies.base import Arrival, Queue, Ranked
+from engine.l1.policies.base import NOT_ARRIVED, Arrival, Queue, Ranked
 from engine.l1.policies.ghosts import Ghosts
 
 _SMALL_SHARE: Final = 0.1
@@ -24,7 +24,7 @@ class Policy(Arrival):
 
     def __init__(self, capacity: int) -> None:
         super().__init__(capacity)
-        self._small, self._main = Queue[Ranked](self), Queue[Ranked](self)
+        self._small, self._main = Queue(self), Queue(self)
         self._ghosts = Ghosts()
         self._expected: Hashable = None
         self._is_known = False
@@ -34,9 +34,8 @@ class Policy(Arrival):
 
     def insert(self, ranked: Ranked, parent: Ranked | None) -> None:
         queue = self._main if self._is_known and self._expected == ranked.key else self._small
-        ranked.stamp = 0
+        ranked.stamp = NOT_ARRIVED
         queue.add(ranked)
-        queue.append(ranked)
 
     def hit(self, objects: Iterable[Ranked]) -> None:
         for ranked in objects:

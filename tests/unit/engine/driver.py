@@ -47,7 +47,7 @@ class Driver:
     def __init__(self, slots: int = 100, *, working: bool = True, liveness: Liveness | None = None) -> None:
         """`slots`: L1 in slots of 4,096 bytes. `working`: what the engine wants done is done at once."""
         settings = EngineSettings(chunk_size=16, liveness=liveness or Liveness())
-        self.cache = L1Cache(slots * SLOT, Policy())
+        self.cache = L1Cache(slots * SLOT, Policy)
         self.engine = Engine(settings, self.cache, POOL)
         self.now = 0.0
         self.working = working

@@ -298,7 +298,7 @@ class TestObjects:
             page = driver.tell(ListObjects(seat, limit, selection))
             assert len(page.objects) <= limit
             met += [(number, each) for each in page.objects]
-            seat = page.next_seat
+            seat = page.next_place
             if seat is None:
                 return met
         raise AssertionError("the walk does not end")
@@ -318,7 +318,7 @@ class TestObjects:
         fingerprint = entry.namespace.fingerprint
         assert one == ObjectReport(entry.key, "m", 1, 0, fingerprint, "s", SLOT, True, 3, 3.0)
         assert (other.is_ready, other.leases, other.age, other.cache_salt) == (False, 0, 1.0, "")
-        assert page.next_seat is None
+        assert page.next_place is None
 
     @pytest.mark.parametrize("limit", [1, 2, 3, 100])
     def test_a_walk_meets_all_in_pages_of_the_limit(self, driver: Driver, limit: int) -> None:
@@ -341,17 +341,17 @@ class TestObjects:
         driver.tell(DeleteObjects((gone,)))
         store(driver, *range(10, 14))
         met = [each.key for each in first.objects]
-        seat = first.next_seat
+        seat = first.next_place
         while seat is not None:
             page = driver.tell(ListObjects(seat, 2, MINE))
             met += [each.key for each in page.objects]
-            seat = page.next_seat
+            seat = page.next_place
         assert len(met) == len(set(met))
         assert staying - {gone} <= set(met)
 
     def test_where_nothing_is_there_is_one_empty_page(self, driver: Driver) -> None:
         assert self.walk(driver, 10) == []
-        assert driver.tell(ListObjects(50, 10, MINE)).next_seat is None
+        assert driver.tell(ListObjects(50, 10, MINE)).next_place is None
 
 
 class TestDelete:
@@ -441,7 +441,7 @@ class TestSessions:
             SessionReport("a", b"1", 2.5, 3, True, 3, 3 * SLOT),
             SessionReport("b", b"2", 1.5, 0, False, 0, 0),
         )
-        assert page.next_seat is None
+        assert page.next_place is None
 
     def test_what_was_used_or_given_back_is_not_held_any_more(self, driver: Driver) -> None:
         driver.store(range(48))
@@ -468,8 +468,8 @@ class TestSessions:
         driver.end("3")
         for number in (7, 8, 9):
             driver.lookup(chunk(1), request_id=str(number))
-        assert first.next_seat is not None
-        rest = driver.tell(ListSessions(first.next_seat, 10))
+        assert first.next_place is not None
+        rest = driver.tell(ListSessions(first.next_place, 10))
         met = [each.request_id for page in (first, rest) for each in page.sessions]
         assert len(met) == len(set(met))
         assert {"1", "2", "4"} <= set(met)

@@ -66,7 +66,7 @@ def test_a_walk_meets_everyone_who_stays_exactly_once_whatever_comes_and_goes(
         page = roster.page(seat, count)
         assert set(page.members) <= set(there), "one is met who has left"
         met.update(page.members)
-        seat = page.next_seat
+        seat = page.next_place
         for _ in range(min(leaving, len(there))):
             name = data.draw(st.sampled_from(sorted(there)))
             roster.remove(there.pop(name))

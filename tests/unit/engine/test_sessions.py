@@ -109,8 +109,8 @@ def test_a_page_shows_the_sessions_that_are_there() -> None:
     assert sessions.page(0, 2).members == [one, other]
     sessions.remove(other)
     assert sessions.page(0, 3).members == [one, third]
-    assert sessions.page(0, 2).next_seat == 2
+    assert sessions.page(0, 2).next_place == 2
     back = session(b"4", "r")
     sessions.add(back)
     assert sessions.page(0, 3).members == [one, back, third]
-    assert sessions.page(0, 3).next_seat is None
+    assert sessions.page(0, 3).next_place is None

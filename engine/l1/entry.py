@@ -1,0 +1,38 @@
+"""One object of L1. Pure."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from engine.keys import Namespace
+from engine.l1.policies.base import Ranked
+
+
+class Entry(Ranked):
+    """Only `L1Cache` changes it, and the policy what is the policy's."""
+
+    __slots__ = ("epoch", "leases", "namespace", "offset", "ready", "since", "used", "visible")
+
+    key: bytes
+
+    def __init__(self, key: bytes, namespace: Namespace, offset: int, size: int, since: float, epoch: int) -> None:
+        super().__init__(key, size)
+        self.namespace: Final = namespace
+        self.offset: Final = offset
+        """Bytes from the start of the arena."""
+        self.since: Final = since
+        """When the slot was reserved, in the engine's monotonic seconds."""
+        self.epoch: Final = epoch
+        """The cache's, when the slot was reserved."""
+        self.used = 0
+        """The cache's count of uses at the last one; kept while there are several partitions."""
+        self.leases = 0
+        self.ready = False
+        """Completely written."""
+        self.visible = True
+        """Can be found, or will be once it is ready. False means doomed."""
+
+    @property
+    def end(self) -> int:
+        """Where its slot ends in the arena."""
+        return self.offset + self.size
