@@ -121,7 +121,7 @@ def test_the_origin_of_a_value_in_the_file_is_its_line(load, tmp_path: Path) -> 
         ("http: {threads: 65}", "f.yaml:1: http.threads = 65: must be at most 64"),
         (
             "l1: {eviction_policy: lrx}",
-            'f.yaml:1: l1.eviction_policy = lrx: is not one of fifo, lru, did you mean "lru"?',
+            'f.yaml:1: l1.eviction_policy = lrx: is not one of arc, fifo, hit_density, lru, s3fifo, did you mean "lru"?',
         ),
         ("l1:", "f.yaml:1: l1 = null: must be a mapping of keys"),
         (
@@ -200,7 +200,7 @@ HIDDEN = [
     ("server: '${S}'", "f.yaml:1: server = ${S}: must be a mapping of keys"),
     ("l1: {size: '${S}'}", "f.yaml:1: l1.size = ${S}: must be written like"),
     ("l1: {size: '${SIZE}'}", "f.yaml:1: l1.size = ${SIZE}: must be at least 1MiB"),
-    ("l1: {eviction_policy: '${S}'}", "f.yaml:1: l1.eviction_policy = ${S}: is not one of fifo, lru"),
+    ("l1: {eviction_policy: '${S}'}", "f.yaml:1: l1.eviction_policy = ${S}: is not one of arc, fifo, hit_density, lru, s3fifo"),
     ("l2: [{type: '${S}'}]", "f.yaml:1: l2[0].type = ${S}: is not known"),
     ("l2: ['${S}']", "f.yaml:1: l2[0] = ${S}: must be a mapping of keys"),
     ("${S}", "f.yaml:1: ${S}: must be a mapping of keys"),
