@@ -173,8 +173,11 @@ class SetQuota(Command[QuotaReport]):
 
 
 @dataclass(frozen=True, slots=True)
-class DropQuota(Command[QuotaReport]):
-    """Forget what operators have set for a tenant: the configuration's quota is in force again, or the default."""
+class DropQuota(Command[QuotaReport | None]):
+    """Forget what operators have set for a tenant: the configuration's quota is in force again, or the default.
+
+    Answered with None if they have set nothing. Raises QuotaError.
+    """
 
     cache_salt: str
 

@@ -55,6 +55,8 @@ class Quotas:
         return self._changed(event, quota.cache_salt)
 
     def _drop(self, event: CommandAsked, command: DropQuota) -> list[Effect]:
+        if command.cache_salt not in self._set:
+            return [CommandDone(event.ticket, None)]
         left = {salt: quota for salt, quota in self._set.items() if salt != command.cache_salt}
         self._check_reserved(self._configured | left)
         self._set = left

@@ -69,7 +69,6 @@ class L1Cache:
         self._ready = 0
         self._ready_bytes = 0
         self._reserved_bytes = 0
-        self._uses = 0
         self._moves = 0
         """Changes after which some objects may still be ranked by another policy than their partition's present one."""
 
@@ -201,14 +200,13 @@ class L1Cache:
             self._leased -= 1
             self._end_use(entry)
 
-    def use(self, entries: Sequence[Entry]) -> None:
+    def use(self, entries: Sequence[Entry], now: float) -> None:
         """A request asks for these objects of one salt, last chunk first; told once a request."""
         if not entries:
             return
         if self._partitions.are_several:
-            self._uses += 1
             for entry in entries:
-                entry.used = self._uses
+                entry.used = now
         if self._moves:
             for entry in entries:
                 self._move_to_present_policy(entry)

@@ -38,11 +38,14 @@ class Quota:
     def __init__(self, context: Context) -> None:
         self._context = context
 
-    @operation("getQuota", 200, 503)
+    @operation("getQuota", 200, 404, 503)
     def on_get(self, req: falcon.Request, resp: falcon.Response, cache_salt: str) -> None:
         """What it may have, and what it has."""
         with self._context.running() as engine:
-            resp.media = _body(engine.ask(LookAtQuota(cache_salt), ANSWER_TIMEOUT))
+            found = engine.ask(LookAtQuota(cache_salt), ANSWER_TIMEOUT)
+        if found.origin == "default":
+            raise falcon.HTTPNotFound(description=f"{cache_salt} has no quota of its own; the default is in force")
+        resp.media = _body(found)
 
     @operation("setQuota", 200, 409, 503)
     def on_put(self, req: falcon.Request, resp: falcon.Response, cache_salt: str) -> None:
@@ -54,11 +57,13 @@ class Quota:
         log.info("quota of %r: limit %s, reservation %d", cache_salt, found.limit, found.reservation)
         resp.media = _body(found)
 
-    @operation("deleteQuota", 200, 409, 503)
+    @operation("deleteQuota", 200, 404, 409, 503)
     def on_delete(self, req: falcon.Request, resp: falcon.Response, cache_salt: str) -> None:
         """The configuration's quota is in force again, or the default."""
         with self._context.running() as engine:
             found = engine.ask(DropQuota(cache_salt), ANSWER_TIMEOUT)
+        if found is None:
+            raise falcon.HTTPNotFound(description=f"no quota was set for {cache_salt}")
         log.info("quota of %r is that of the configuration: limit %s", cache_salt, found.limit)
         resp.media = _body(found)
 

@@ -314,6 +314,9 @@ class UnsureEngine(FakeEngine):
             return none  # type: ignore[no-any-return]
         if isinstance(command, SetQuota | DropQuota):
             raise QuotaError("too much")
+        if isinstance(command, LookAtQuota):
+            default: Any = replace(QUOTA, origin="default")
+            return default  # type: ignore[no-any-return]
         return super().ask(command, timeout)
 
     def pin(self, question: Question, ttl: float, timeout: float) -> PinReport:
@@ -326,12 +329,15 @@ class UnsureEngine(FakeEngine):
 
 
 class BusyEngine(FakeEngine):
-    """An engine whose jobs take long."""
+    """An engine whose jobs take long, and for which no quota was set."""
 
     def ask(self, command: Command[A], timeout: float) -> A:
         """Does not wait for jobs."""
         if isinstance(command, AwaitJob):
             raise EngineTimeoutError("it takes longer")
+        if isinstance(command, DropQuota):
+            none: Any = None
+            return none  # type: ignore[no-any-return]
         return super().ask(command, timeout)
 
 

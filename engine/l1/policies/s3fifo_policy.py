@@ -94,5 +94,5 @@ class Policy(Arrival):
 
     def adopt(self, ranked: Ranked) -> None:
         ranked.stamp = 0
-        self._main.add(ranked)
-        self._main.prepend(ranked)
+        self._small.add(ranked)
+        self._small.prepend(ranked)
