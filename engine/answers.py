@@ -7,7 +7,7 @@ from typing import Literal
 
 from engine.status import Cleared, MissReason, TransferMode, WorkerState
 
-JobKind = Literal["clear", "shrink", "change_policy"]
+JobKind = Literal["clear", "shrink", "change_policy", "set_quota"]
 JobState = Literal["running", "done"]
 
 
@@ -133,3 +133,68 @@ class WorkerPage:
     workers: tuple[WorkerActivity, ...]
     next_instance_id: int | None
     """The first one that is not on the page."""
+
+
+QuotaOrigin = Literal["api", "config", "default"]
+
+
+@dataclass(frozen=True, slots=True)
+class QuotaReport:
+    """What a tenant may have of L1, and what it has, in bytes."""
+
+    cache_salt: str
+    limit: int | None
+    reservation: int
+    used: int
+    origin: QuotaOrigin
+    """Who has set it: an operator, the configuration, or nobody, so that the default is in force."""
+
+
+@dataclass(frozen=True, slots=True)
+class QuotaReports:
+    """All quotas."""
+
+    default_limit: int | None
+    tenants: tuple[QuotaReport, ...]
+    """Those with a quota of their own, by cache salt."""
+    others: int
+    """Further cache salts that have objects."""
+    others_used: int
+    """Bytes of these."""
+
+
+@dataclass(frozen=True, slots=True)
+class PinReport:
+    """A prefix that stays in L1."""
+
+    id: str
+    model_name: str
+    cache_salt: str
+    chunks: int
+    objects: int
+    """Objects of these chunks that are held: one for each chunk, shard and layout that is there."""
+    bytes: int
+    """Of these objects."""
+    expires_in: float
+    """Seconds."""
+
+
+@dataclass(frozen=True, slots=True)
+class PinReports:
+    """All pins."""
+
+    budget: int
+    """Bytes that may be held."""
+    bytes: int
+    """Bytes that are held."""
+    pins: tuple[PinReport, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Unpinned:
+    """What a removal of pins has let go."""
+
+    pins: int
+    bytes: int
+    missing: int
+    """Of the ids that were given, those that no pin has."""

@@ -9,8 +9,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
-from engine.answers import Deleted, JobReport, LookReport, ObjectPage, SessionPage, WorkerPage
+from engine.answers import (
+    Deleted,
+    JobReport,
+    LookReport,
+    ObjectPage,
+    PinReport,
+    PinReports,
+    QuotaReport,
+    QuotaReports,
+    SessionPage,
+    Unpinned,
+    WorkerPage,
+)
 from engine.l1.partitions import MakePolicy
+from engine.settings import QuotaSettings, TenantQuota
 from engine.status import Cleared
 
 A = TypeVar("A")
@@ -143,6 +156,77 @@ class ChangePolicy(Command[JobReport]):
 
     name: str
     make_policy: MakePolicy = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class ConfigureQuotas(Command[None]):
+    """Let these be the quotas of the configuration. Those that operators have set stay."""
+
+    quotas: QuotaSettings
+
+
+@dataclass(frozen=True, slots=True)
+class SetQuota(Command[QuotaReport]):
+    """Let this be a tenant's quota, whatever the configuration says. Raises QuotaError."""
+
+    quota: TenantQuota
+
+
+@dataclass(frozen=True, slots=True)
+class DropQuota(Command[QuotaReport | None]):
+    """Forget what operators have set for a tenant: the configuration's quota is in force again, or the default.
+
+    Answered with None if they have set nothing. Raises QuotaError.
+    """
+
+    cache_salt: str
+
+
+@dataclass(frozen=True, slots=True)
+class LookAtQuota(Command[QuotaReport]):
+    """Say what a tenant may have, and what it has."""
+
+    cache_salt: str
+
+
+@dataclass(frozen=True, slots=True)
+class ListQuotas(Command[QuotaReports]):
+    """Say that of all tenants that have a quota of their own."""
+
+
+@dataclass(frozen=True, slots=True)
+class SetPin(Command[PinReport]):
+    """Keep these chunks in L1, those that are there and those that come, for `ttl` seconds. Raises PinError.
+
+    The same prompt again renews its time.
+    """
+
+    model_name: str
+    world_size: int | None
+    """None stands for all with which the model runs."""
+    cache_salt: str
+    hashes: tuple[bytes, ...]
+    """Of the complete chunks."""
+    ttl: float
+
+
+@dataclass(frozen=True, slots=True)
+class DropPins(Command[Unpinned]):
+    """Let these pins' chunks be evicted like others."""
+
+    ids: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ListPins(Command[PinReports]):
+    """Say what is pinned."""
+
+
+@dataclass(frozen=True, slots=True)
+class SetPinBudget(Command[None]):
+    """Let pins hold at most this many bytes, or a quarter of L1 if that is None. What they hold already stays."""
+
+    budget: int | None
 
 
 @dataclass(frozen=True, slots=True)

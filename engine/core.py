@@ -34,7 +34,9 @@ from engine.lending import Lending
 from engine.lookups import Lookups
 from engine.meters import Meters, TransferMeter
 from engine.operators import CommandHandler, Operators
+from engine.pins import Pins
 from engine.prompts import Prompts, RefusedError
+from engine.quotas import Quotas
 from engine.registration import Registration
 from engine.sessions import Sessions
 from engine.settings import EngineSettings
@@ -70,9 +72,13 @@ class Engine:
         self._jobs = Jobs()
         operators = Operators(cache, self._sessions, self._workers, self._copies, prompts, self._jobs)
         self._tuning = Tuning(cache, self._jobs, settings.eviction_policy)
+        self._pins = Pins(cache, self._workers, settings.pin_budget)
+        quotas = Quotas(cache, self._jobs, settings.quotas)
         self._handlers = self._request_handlers()
         commands: dict[type[Command[Any]], CommandHandler] = {Drain: self._drain}
-        self._commands: Final = commands | operators.handlers() | self._tuning.handlers()
+        self._commands: Final = (
+            commands | operators.handlers() | self._tuning.handlers() | self._pins.handlers() | quotas.handlers()
+        )
         self._meter_of: Final = _meter_of(meters)
 
     def handle(self, event: Event) -> list[Effect]:
@@ -218,6 +224,7 @@ class Engine:
         liveness = self._settings.liveness
         self._lookups.expire(now, liveness)
         self._lending.expire(now, liveness.reservation_ttl)
+        self._pins.tick(now)
         return [*self._registration.expire(now), *self._jobs.proceed(now)]
 
     def _lookup_report(self, seconds: HistogramReport) -> LookupReport:

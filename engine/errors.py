@@ -19,6 +19,14 @@ class NoMemoryError(EngineError):
     """L1 cannot be grown: the memory is not there, or the segment not long enough. Names the remedy."""
 
 
+class QuotaError(EngineError):
+    """A quota that cannot be: more is reserved than there is. Names the numbers."""
+
+
+class PinError(EngineError):
+    """A prefix cannot be pinned: it has no complete chunk, or the budget does not suffice. Names the numbers."""
+
+
 class AmbiguousError(EngineError):
     """A question that fits several things; the message says what to add to it."""
 

@@ -89,7 +89,7 @@ class Lookups:
         spaces = prefixes(key.model_name, key.world_size, key.cache_salt, fingerprints)
         prefix = longest_prefix(self._cache, spaces, hashes)
         session.hits = len(prefix.entries) // len(spaces)
-        self._lease(session, prefix.entries, max(1, key.num_kv_readers))
+        self._lease(now, session, prefix.entries, max(1, key.num_kv_readers))
         self.requests += 1
         self.without_chunks += not chunks
         self.hit_objects += len(prefix.entries)
@@ -153,12 +153,12 @@ class Lookups:
         self._sessions.add(session)
         return session
 
-    def _lease(self, session: Session, found: list[Entry], readers: int) -> None:
+    def _lease(self, now: float, session: Session, found: list[Entry], readers: int) -> None:
         for entry in found:
             self._cache.lease(entry, readers)
         session.grant(found, readers)
         suffix_first = found[::-1]
-        self._cache.use(suffix_first)
+        self._cache.use(suffix_first, now)
         session.suffix_first = [entry.key for entry in suffix_first]
 
     def _end_leases(self, session: Session, keys: list[bytes]) -> None:

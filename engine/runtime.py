@@ -12,12 +12,25 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
-from engine.answers import LookReport
-from engine.commands import A, ChangePolicy, Command, Drain, Grow, Look, Question, Shrink, StopShrinking
+from engine.answers import LookReport, PinReport
+from engine.commands import (
+    A,
+    ChangePolicy,
+    Command,
+    ConfigureQuotas,
+    Drain,
+    Grow,
+    Look,
+    Question,
+    SetPin,
+    SetPinBudget,
+    Shrink,
+    StopShrinking,
+)
 from engine.discovery import policy_maker
 from engine.errors import EngineStoppedError, EngineStuckError, EngineTimeoutError, NoMemoryError, StartError
 from engine.health import MonitorReport
-from engine.settings import EngineSettings
+from engine.settings import EngineSettings, QuotaSettings
 from engine.status import StatusReport
 
 if TYPE_CHECKING:
@@ -176,6 +189,28 @@ class Runtime:
                 self.ask(Shrink(self._l1_size), _ANSWER_SECONDS)
             raise
         self.ask(Grow(size), _ANSWER_SECONDS)
+
+    def configure_quotas(self, quotas: QuotaSettings) -> None:
+        """Puts the configuration's quotas in force; those that operators have set stay.
+
+        Raises EngineTimeoutError, EngineStoppedError.
+        """
+        self.ask(ConfigureQuotas(quotas), _ANSWER_SECONDS)
+
+    def set_pin_budget(self, budget: int | None) -> None:
+        """Lets pins hold at most `budget` bytes from now on, a quarter of L1 if it is None.
+
+        Raises EngineTimeoutError, EngineStoppedError.
+        """
+        self.ask(SetPinBudget(budget), _ANSWER_SECONDS)
+
+    def pin(self, question: Question, ttl: float, timeout: float) -> PinReport:
+        """Keeps the complete chunks of these tokens in L1 for `ttl` seconds. Raises as `ask` does, and PinError."""
+        from engine.hashing import hash_tokens
+
+        hashes = tuple(hash_tokens(question.tokens, self._chunk_size))
+        pin = SetPin(question.model_name, question.world_size, question.cache_salt, hashes, ttl)
+        return self.ask(pin, timeout)
 
     def drain(self, timeout: float) -> None:
         """From now on lookups find nothing and stores are skipped as done, so that running transfers run out.

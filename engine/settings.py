@@ -38,6 +38,26 @@ class L2Settings:
 
 
 @dataclass(frozen=True, slots=True)
+class TenantQuota:
+    """What one cache salt may have of L1, in bytes."""
+
+    cache_salt: str
+    limit: int | None = None
+    """None stands for no limit."""
+    reservation: int = 0
+    """What others cannot take away from it."""
+
+
+@dataclass(frozen=True, slots=True)
+class QuotaSettings:
+    """The quotas that the configuration gives."""
+
+    default_limit: int | None = None
+    """In bytes, of each cache salt that has no quota of its own; None stands for no limit."""
+    tenants: tuple[TenantQuota, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class EngineSettings:
     """Everything the engine is configured with; sizes in bytes, times in seconds."""
 
@@ -50,6 +70,9 @@ class EngineSettings:
     l1_max_size: int | None = None
     """How far L1 can be grown while it runs; None stands for `l1_size`."""
     eviction_policy: str = "hit_density"
+    pin_budget: int | None = None
+    """Bytes of L1 that pins may hold; None stands for a quarter of it."""
+    quotas: QuotaSettings = field(default_factory=QuotaSettings)
     l2: tuple[L2Settings, ...] = ()
     drain_timeout: float = 10.0
     """How long a stop waits for running transfers."""

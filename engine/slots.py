@@ -23,7 +23,7 @@ def reserve_missing(
     for present in held:
         cache.lease(present)
     # What is there already was stored for another request of this prompt.
-    cache.use([present for present in reversed(own[chunks.first :]) if present is not None])
+    cache.use([present for present in reversed(own[chunks.first :]) if present is not None], now)
     parent = own[chunks.first - 1] if chunks.first else None
     reserved: list[tuple[int, Entry]] = []
     wanted = chunks.wanted

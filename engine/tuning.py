@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from engine.commands import ChangePolicy, Command, Grow, Shrink, StopShrinking
+from engine.errors import QuotaError
 from engine.events import CommandAsked, CommandDone, Discard, Effect, Warn
 from engine.jobs import Job, Jobs, Step
 from engine.l1.cache import L1Cache
@@ -55,6 +56,9 @@ class Tuning:
         return self.discarded(now, problem) if self._discarding is not None else []
 
     def _shrink(self, event: CommandAsked, command: Shrink) -> list[Effect]:
+        reserved = sum(quota.reservation for quota in self._cache.quotas.values())
+        if command.capacity < reserved:
+            raise QuotaError(f"the quotas reserve {reserved} bytes: L1 cannot be made smaller than that")
         self._cache.set_capacity(command.capacity)
         return self._begun(event, self._jobs.start("shrink", event.now, self._cache.end, self._shrink_part))
 
@@ -102,5 +106,7 @@ class Tuning:
 
     def _policy_part(self, job: Job) -> Step:
         ended = self._cache.hand_over(_PART)
+        if ended:
+            self._cache.end_move()
         job.done = job.total if ended else min(job.done + _PART, job.total)
         return "ended" if ended else "more"

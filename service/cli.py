@@ -92,7 +92,7 @@ _FLAGS = (
         "eviction_policy",
         str,
         "NAME",
-        "who leaves when L1 is full, such as lru, in any case",
+        "who leaves when L1 is full, in any case, such as lru",
     ),
     _Flag("--http-host", "http", "host", str, "ADDRESS", "address of the HTTP API (http.host)"),
     _Flag("--http-port", "http", "port", int, "PORT", "port of the HTTP API, 0 for a free one (http.port)"),

@@ -10,7 +10,7 @@ from typing import Any, Protocol, TypeVar
 
 import falcon
 
-from engine import Command, EngineError, LookReport, MonitorReport, Question, StatusReport
+from engine import Command, EngineError, LookReport, MonitorReport, PinReport, Question, StatusReport
 from service.access import AccessControl
 from service.configuration import Configuration
 from service.document import Document
@@ -43,6 +43,9 @@ class Engine(Protocol):
 
     def look(self, question: Question, timeout: float) -> LookReport:
         """What a lookup would find now. Raises AmbiguousError, EngineTimeoutError, EngineStoppedError."""
+
+    def pin(self, question: Question, ttl: float, timeout: float) -> PinReport:
+        """Keeps a prompt's chunks in L1. Raises PinError, EngineTimeoutError, EngineStoppedError."""
 
 
 @dataclass(frozen=True, slots=True)

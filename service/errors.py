@@ -9,7 +9,15 @@ from typing import Any
 
 import falcon
 
-from engine import AmbiguousError, EngineError, EngineStoppedError, EngineTimeoutError, NoMemoryError
+from engine import (
+    AmbiguousError,
+    EngineError,
+    EngineStoppedError,
+    EngineTimeoutError,
+    NoMemoryError,
+    PinError,
+    QuotaError,
+)
 from service.request_id import request_id
 
 PROBLEM_JSON = "application/problem+json"
@@ -22,6 +30,8 @@ _ENGINE_STATUS: dict[type[EngineError], int] = {
     EngineStoppedError: 503,
     EngineTimeoutError: 503,
     NoMemoryError: 507,
+    PinError: 409,
+    QuotaError: 409,
 }
 
 _DETAIL = {

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Protocol
 
-from engine import EngineStoppedError
+from engine import EngineStoppedError, QuotaSettings
 from service import assets
 from service.access import AccessControl
 from service.appliers import Applier, setter
@@ -26,6 +26,12 @@ class Tunable(Protocol):
 
     def change_policy(self, name: str) -> None:
         """Evicts by another policy from now on; the contents stay. Raises EngineError, and the policy is the old."""
+
+    def configure_quotas(self, quotas: QuotaSettings) -> None:
+        """These are the configuration's quotas from now on. Raises EngineError, and they are the old."""
+
+    def set_pin_budget(self, budget: int | None) -> None:
+        """Pins may hold so many bytes from now on. Raises EngineError, and the budget is the old."""
 
 
 def appliers(
@@ -53,6 +59,12 @@ def appliers(
             lambda each: each.engine.eviction_policy,
             lambda name: running().change_policy(name),
         ),
+        setter(
+            ("l1", "pin_budget"),
+            lambda each: each.engine.pin_budget,
+            lambda budget: running().set_pin_budget(budget),
+        ),
+        setter(("quotas",), lambda each: each.engine.quotas, lambda quotas: running().configure_quotas(quotas)),
         setter(("l1", "size"), lambda each: each.engine.l1_size, lambda size: running().resize_l1(size), is_too_large),
     )
 

@@ -11,6 +11,7 @@ from typing import Any
 from engine import GIB, MIB, EngineSettings, L2Settings, Liveness
 from service.access import Policy, Token
 from service.problems import DEFAULT, MASK, ConfigError, Origin, Problem, SettingPath
+from service.quotas import check_quotas, quota_settings
 from service.schema import Schema, check, defaults, is_secret, shown
 from service.sizes import is_size, parse_size
 from service.tokens import Entry, TokenFiles, read_tokens
@@ -109,7 +110,8 @@ def load_settings(
     source = _read_file(file, environ) if file is not None else Source({})
     layers = _with_overrides(source, overrides)
     tokens = read_tokens(list(_token_entries(schema, file or "", layers)))
-    problems = [*source.problems, *check(schema, layers.values, layers.origins), *_size_problems(schema, layers)]
+    found = check(schema, layers.values, layers.origins)
+    problems = [*source.problems, *found, *_size_problems(schema, layers), *_quota_problems(schema, layers)]
     if problems or tokens.problems:
         raise ConfigError(_first_of_each([*problems, *tokens.problems]))
     return _build(schema, _merged(defaults(schema), layers.values), layers.origins, tokens)
@@ -161,6 +163,20 @@ def _size_problems(schema: Schema, layers: _Layers) -> Iterator[Problem]:
         yield _size_problem(schema, layers, "max_size", most, "must be at least l1.size")
 
 
+def _quota_problems(schema: Schema, layers: _Layers) -> list[Problem]:
+    size = _given(layers.values, "l1", "size")
+    l1_size = parse_size(size if _is_size(size) else defaults(schema)["l1"]["size"])
+    problems: list[Problem] = []
+
+    def report(path: SettingPath, message: str) -> None:
+        value = _given(layers.values, *path)
+        seen = shown(schema, path, value, layers.origins)
+        problems.append(Problem(layers.origins[path].place, message, path, seen, has_value=True))
+
+    check_quotas(_given(layers.values, "quotas"), l1_size, report)
+    return problems
+
+
 def _is_size(value: Any) -> bool:
     return type(value) is int or (isinstance(value, str) and is_size(value))
 
@@ -185,10 +201,13 @@ def _token_entries(schema: Schema, file: str, layers: _Layers) -> Iterator[Entry
         yield Entry(path, layers.origins[*path, "file"].place, name, role, absolute, seen)
 
 
-def _given(values: Any, *path: str) -> Any:
+def _given(values: Any, *path: str | int) -> Any:
     """What was given at a path, or None, whatever stands there and around it."""
     for key in path:
-        values = values.get(key) if isinstance(values, dict) else None
+        if isinstance(values, list) and isinstance(key, int):
+            values = values[key] if key < len(values) else None
+        else:
+            values = values.get(key) if isinstance(values, dict) else None
     return values
 
 
@@ -220,6 +239,8 @@ def _build(
         l1_size=parse_size(l1["size"]),
         l1_max_size=None if l1["max_size"] is None else parse_size(l1["max_size"]),
         eviction_policy=l1["eviction_policy"],
+        pin_budget=None if l1["pin_budget"] is None else parse_size(l1["pin_budget"]),
+        quotas=quota_settings(values["quotas"]),
         l2=tuple(_adapter(entry) for entry in values["l2"]),
         drain_timeout=server["drain_timeout"],
     )

@@ -8,7 +8,7 @@ ends. So a slot never changes owner while anybody reads or writes it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, cast, get_args
 
@@ -16,7 +16,7 @@ from engine.keys import Namespace
 from engine.l1.allocator import Allocator
 from engine.l1.entry import Entry
 from engine.l1.history import History
-from engine.l1.partitions import MakePolicy, Partition, Partitions
+from engine.l1.partitions import MakePolicy, Partition, Partitions, Quota
 from engine.l1.places import Places
 from engine.l1.policies.base import EvictionPolicy
 from engine.l1.room import RoomFinder
@@ -69,9 +69,8 @@ class L1Cache:
         self._ready = 0
         self._ready_bytes = 0
         self._reserved_bytes = 0
-        self._uses = 0
-        self._mixed = False
-        """Some objects are ranked by another policy than their partition's present one."""
+        self._moves = 0
+        """Changes after which some objects may still be ranked by another policy than their partition's present one."""
 
     @property
     def capacity(self) -> int:
@@ -201,15 +200,14 @@ class L1Cache:
             self._leased -= 1
             self._end_use(entry)
 
-    def use(self, entries: Sequence[Entry]) -> None:
+    def use(self, entries: Sequence[Entry], now: float) -> None:
         """A request asks for these objects of one salt, last chunk first; told once a request."""
         if not entries:
             return
         if self._partitions.are_several:
-            self._uses += 1
             for entry in entries:
-                entry.used = self._uses
-        if self._mixed:
+                entry.used = now
+        if self._moves:
             for entry in entries:
                 self._move_to_present_policy(entry)
         _policy_of(entries[0]).hit(entries)
@@ -219,7 +217,7 @@ class L1Cache:
         entries = [entry for key in keys if (entry := self._entries.get(key)) is not None]
         if not entries:
             return
-        if self._mixed:
+        if self._moves:
             for entry in entries:
                 self._move_to_present_policy(entry)
         _policy_of(entries[0]).refresh(entries)
@@ -286,10 +284,10 @@ class L1Cache:
     def change_policy(self, make_policy: MakePolicy) -> None:
         """Lets another policy rank the objects from now on; `hand_over` brings it those that are here.
 
-        Until then they are ranked by the former one, and go first; what is used moves by itself.
+        Until then they are ranked by the former one, and go first; what is used moves by itself. Call `end_move` then.
         """
         self._partitions.change_policy(make_policy)
-        self._mixed = True
+        self._moves += 1
 
     def hand_over(self, count: int) -> bool:
         """Moves up to `count` objects to the present policies; returns True when these have all of them."""
@@ -305,8 +303,62 @@ class L1Cache:
                     if entry.visible and _policy_of(entry) is partition.former[-1]:
                         self._move_to_present_policy(entry)
                 partition.former.pop()
-        self._mixed = False
         return True
+
+    def set_quota(self, salt: str, quota: Quota | None) -> None:
+        """What a tenant may have from now on; None stands for the default.
+
+        `bring_home` and `hand_over` bring its objects to where they are ranked from now on, and `evict_over_limits`
+        takes what it has too much. Call `end_move` then.
+        """
+        self._partitions.set_quota(salt, quota)
+        self._moves += 1
+
+    def set_default_quota(self, quota: Quota) -> None:
+        """What the tenants without a quota of their own may have, as `set_quota` for each of them."""
+        self._partitions.set_default(quota)
+        self._moves += 1
+
+    def bring_home(self, offset: int, count: int) -> int | None:
+        """Has the next `count` objects from an address on ranked by their partitions; returns where to go on."""
+        page = self.page(offset, count)
+        for entry in page.members:
+            if _policy_of(entry) is not self._partitions.of(entry.namespace.cache_salt).policy:
+                if entry.held:
+                    self._move_to_present_policy(entry)
+                else:
+                    self._adopt(entry)
+        return page.next_place
+
+    def evict_over_limits(self, count: int) -> list[Entry]:
+        """Evicts up to `count` objects of tenants that have more than their limit; returns them."""
+        evicted: list[Entry] = []
+        for partition in self._partitions:
+            while partition.missing(0) and len(evicted) < count:
+                victim = next(partition.victims(), None)
+                if victim is None:
+                    break
+                self._evict(victim)
+                evicted.append(victim)
+        return evicted
+
+    def end_move(self) -> None:
+        """A change is complete: every object is where it belongs."""
+        self._moves -= 1
+
+    @property
+    def quotas(self) -> Mapping[str, Quota]:
+        """By cache salt, of those that have one of their own."""
+        return self._partitions.quotas
+
+    @property
+    def default_quota(self) -> Quota:
+        return self._partitions.default
+
+    @property
+    def usage(self) -> Mapping[str, int]:
+        """Bytes occupied by the objects of each cache salt that has any."""
+        return self._partitions.usage
 
     def _adopt(self, entry: Entry) -> None:
         """An object, not held, goes to the present policy of its partition, in front of what that has."""

@@ -24,8 +24,8 @@ class Entry(Ranked):
         """When the slot was reserved, in the engine's monotonic seconds."""
         self.epoch: Final = epoch
         """The cache's, when the slot was reserved."""
-        self.used = 0
-        """The cache's count of uses at the last one; kept while there are several partitions."""
+        self.used = since
+        """When it was stored or used last; kept while there are several partitions."""
         self.leases = 0
         self.ready = False
         """Completely written."""

@@ -209,5 +209,5 @@ class _Front:
                 self.victim = None
 
 
-def _used(front: _Front) -> int:
-    return front.victim.used if front.victim else 0
+def _used(front: _Front) -> float:
+    return front.victim.used if front.victim else 0.0

@@ -39,7 +39,7 @@ def wrong(operation: Operation) -> dict[str, Any]:
         if DOCUMENT.resolve(each["schema"]).keys() & {"enum", "pattern", "minimum"}
     )
     if place == "path":
-        return {"path": operation.template.replace(f"{{{name}}}", "not-this")}
+        return {"path": operation.template.replace(f"{{{name}}}", ".not-this")}
     return {"query_string": f"{name}=not-this"}
 
 

@@ -14,6 +14,8 @@ from engine import (
     Command,
     Deleted,
     DeleteObjects,
+    DropPins,
+    DropQuota,
     EngineError,
     EngineStoppedError,
     EngineTimeoutError,
@@ -26,20 +28,31 @@ from engine import (
     LayoutReport,
     ListJobs,
     ListObjects,
+    ListPins,
+    ListQuotas,
     ListSessions,
     ListWorkers,
+    LookAtQuota,
     LookReport,
     LookupReport,
     LoopReport,
     MonitorReport,
     ObjectPage,
     ObjectReport,
+    PinError,
+    PinReport,
+    PinReports,
     Question,
+    QuotaError,
+    QuotaReport,
+    QuotaReports,
     SessionPage,
     SessionReport,
+    SetQuota,
     StartClear,
     StatusReport,
     TransferReport,
+    Unpinned,
     WorkerActivity,
     WorkerPage,
     WorkerReport,
@@ -197,6 +210,9 @@ UNHEALTHY = replace(
 
 CLEARED = JobReport(3, "clear", "done", 9, 9, objects=8, bytes=1 << 28, dry_run=False, age=0.5)
 
+QUOTA = QuotaReport("team-a", 1 << 33, 1 << 31, 1 << 30, "api")
+PIN = PinReport("9f86d081884c7d65", "llama", "", 8, 8, 8 << 25, 3600.0)
+
 ANSWERS: dict[type[Command[Any]], Any] = {
     ClearAll: Cleared(objects=8, bytes=1 << 28),
     StartClear: replace(CLEARED, state="running", done=3),
@@ -215,6 +231,12 @@ ANSWERS: dict[type[Command[Any]], Any] = {
         ),
         next_instance_id=LARGE_ID + 1,
     ),
+    SetQuota: QUOTA,
+    DropQuota: QUOTA,
+    LookAtQuota: QUOTA,
+    ListQuotas: QuotaReports(None, (QUOTA,), 3, 1 << 30),
+    ListPins: PinReports(1 << 32, 8 << 25, (PIN,)),
+    DropPins: Unpinned(1, 8 << 25, 0),
 }
 """By command."""
 
@@ -275,16 +297,31 @@ class FakeEngine:
             raise self.refusal
         return LookReport(2, "evicted", "chunk 2: it was evicted to make room for others")
 
+    def pin(self, question: Question, ttl: float, timeout: float) -> PinReport:
+        """A pin, or the refusal."""
+        if self.refusal is not None:
+            raise self.refusal
+        return PIN
+
 
 class UnsureEngine(FakeEngine):
-    """An engine whose model runs with several world sizes, and that has had no jobs."""
+    """An engine whose model runs with several world sizes, that has had no jobs, and has no room for quotas or pins."""
 
     def ask(self, command: Command[A], timeout: float) -> A:
         """Remembers no jobs."""
         if isinstance(command, ListJobs):
             none: Any = ()
             return none  # type: ignore[no-any-return]
+        if isinstance(command, SetQuota | DropQuota):
+            raise QuotaError("too much")
+        if isinstance(command, LookAtQuota):
+            default: Any = replace(QUOTA, origin="default")
+            return default  # type: ignore[no-any-return]
         return super().ask(command, timeout)
+
+    def pin(self, question: Question, ttl: float, timeout: float) -> PinReport:
+        """Refuses."""
+        raise PinError("too much")
 
     def look(self, question: Question, timeout: float) -> LookReport:
         """Asks back."""
@@ -292,12 +329,15 @@ class UnsureEngine(FakeEngine):
 
 
 class BusyEngine(FakeEngine):
-    """An engine whose jobs take long."""
+    """An engine whose jobs take long, and for which no quota was set."""
 
     def ask(self, command: Command[A], timeout: float) -> A:
         """Does not wait for jobs."""
         if isinstance(command, AwaitJob):
             raise EngineTimeoutError("it takes longer")
+        if isinstance(command, DropQuota):
+            none: Any = None
+            return none  # type: ignore[no-any-return]
         return super().ask(command, timeout)
 
 

@@ -6,7 +6,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Hashable, Iterable, Iterator
 from typing import Final
 
-
 NOT_ARRIVED: Final = -1
 
 

@@ -63,14 +63,28 @@ class Policy(Recency):
         self._spend(ranked.size)
 
     def hit(self, objects: Iterable[Ranked]) -> None:
-        tick, spent = self._tick, 0
+        # PERF: Chunks of one prompt have most often been used together before, so what is noted of them is noted once.
+        tick, reused, spent = self._tick, self._reused, 0
+        queue, stamp, size = None, 0, 0
         for ranked in objects:
-            queue = ranked.queue
-            assert isinstance(queue, _Class)
-            queue.was_hit(tick, ranked.stamp, ranked.size)
-            self._move(ranked, self._reused, tick)
+            if ranked.queue is not queue or ranked.stamp != stamp:
+                self._note_hits(queue, stamp, size)
+                queue, stamp, size = ranked.queue, ranked.stamp, 0
+            size += ranked.size
             spent += ranked.size
-        self._spend(spent)
+            ranked.stamp = tick
+            if queue is not reused:
+                stands = ranked.before is not None
+                queue.drop(ranked)  # type: ignore[union-attr]  # what can be hit is in a class
+                reused.add(ranked)
+                if stands:
+                    reused.append(ranked)
+            elif ranked.before is not None:
+                reused.renew(ranked)
+        self._note_hits(queue, stamp, size)
+        if spent:
+            reused.waiting[tick] += spent
+            self._spend(spent)
 
     def evict(self, ranked: Ranked) -> None:
         queue = ranked.queue
@@ -117,6 +131,13 @@ class Policy(Recency):
         ranked.stamp = self._tick
         self._fresh.enter(ranked)
         self._fresh.prepend(ranked)
+
+    def _note_hits(self, queue: Queue | None, stamp: int, size: int) -> None:
+        """Bytes of a class, last used at `stamp`, are used again."""
+        if size:
+            assert isinstance(queue, _Class)
+            queue.was_hit(self._tick, stamp, size)
+            queue.end_wait(stamp, size)
 
     def _move(self, ranked: Ranked, queue: _Class, stamp: int) -> None:
         """To a class, with a last use; at the end of the line if it stands in one."""

@@ -31,6 +31,7 @@ from engine.events import (
 from engine.hashing import hash_tokens
 from engine.l1.cache import ALIGNMENT, L1Cache
 from engine.l1.entry import Entry
+from engine.l1.partitions import MakePolicy
 from engine.l1.policies.lru_policy import Policy
 from engine.wire import messages as m
 from engine.wire.codec import encode_value
@@ -45,10 +46,17 @@ SLOT = ALIGNMENT
 class Driver:
     """Asks an engine and notes its effects. `now` is the time of everything that happens."""
 
-    def __init__(self, slots: int = 100, *, working: bool = True, liveness: Liveness | None = None) -> None:
+    def __init__(
+        self,
+        slots: int = 100,
+        *,
+        working: bool = True,
+        liveness: Liveness | None = None,
+        make_policy: MakePolicy = Policy,
+    ) -> None:
         """`slots`: L1 in slots of 4,096 bytes. `working`: what the engine wants done is done at once."""
         settings = EngineSettings(chunk_size=16, liveness=liveness or Liveness())
-        self.cache = L1Cache(slots * SLOT, Policy)
+        self.cache = L1Cache(slots * SLOT, make_policy)
         self.engine = Engine(settings, self.cache, POOL)
         self.now = 0.0
         self.working = working
@@ -165,10 +173,17 @@ class Driver:
         return self.ask(m.Store(wanted, instance_id, blocks, HANDLE))
 
     def retrieve(
-        self, tokens: Sequence[int], instance_id: int = 1, *, skip: int = 0, waited: float = 0.0, **more: Any
+        self,
+        tokens: Sequence[int],
+        instance_id: int = 1,
+        block_ids: Any = None,
+        *,
+        skip: int = 0,
+        waited: float = 0.0,
+        **more: Any,
     ) -> Any:
         wanted = key(tokens, worker_id=more.pop("worker_id", 0), **more)
-        blocks = [list(range(1, 1 + (wanted.end - wanted.start) // 8))]
+        blocks = [list(range(1, 1 + (wanted.end - wanted.start) // 8))] if block_ids is None else block_ids
         return self.ask(m.Retrieve(wanted, instance_id, blocks, HANDLE, skip), waited=waited)
 
     def lookup(self, tokens: Sequence[int], *, client: bytes = b"c", **more: Any) -> int:
