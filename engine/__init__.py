@@ -40,6 +40,7 @@ from engine.health import Affects, CheckReport, LoopReport, MonitorReport
 from engine.histogram import Histogram, HistogramReport
 from engine.runtime import Runtime
 from engine.settings import GIB, MIB, EngineSettings, L2Settings, Liveness
+from engine.simulation import OPTIMAL, HitRatios, Trace, TraceError, parse_trace, simulate, simulated_policies
 from engine.status import (
     Cleared,
     KernelGroupReport,
@@ -60,6 +61,7 @@ __all__ = [
     "EMPTY_REPORT",
     "GIB",
     "MIB",
+    "OPTIMAL",
     "Affects",
     "AmbiguousError",
     "AwaitJob",
@@ -77,6 +79,7 @@ __all__ = [
     "Held",
     "Histogram",
     "HistogramReport",
+    "HitRatios",
     "JobReport",
     "KernelGroupReport",
     "L1Report",
@@ -104,6 +107,8 @@ __all__ = [
     "StartClear",
     "StartError",
     "StatusReport",
+    "Trace",
+    "TraceError",
     "TransferDirection",
     "TransferMode",
     "TransferReport",
@@ -112,5 +117,8 @@ __all__ = [
     "WorkerReport",
     "WorkerState",
     "l2_types",
+    "parse_trace",
     "policy_names",
+    "simulate",
+    "simulated_policies",
 ]
