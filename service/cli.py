@@ -181,11 +181,12 @@ def _add_flags(parser: argparse.ArgumentParser) -> None:
 def _add_simulation(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("traces", metavar="TRACE", nargs="+", help="a file of requests")
     several: dict[str, Any] = {"nargs": "+", "action": "extend"}
-    help = "lru, for instance, optimal for the best that is possible, or all (all)"
-    parser.add_argument("--policy", dest="policies", metavar="NAME", type=_reasoned(parse_policy), help=help, **several)
+    policy, size = _reasoned(parse_policy), _reasoned(parse_size)
+    help = f"a policy of the server, {OPTIMAL} for the best that is possible, {ALL} for all of these ({ALL})"
+    parser.add_argument("--policy", dest="policies", metavar="NAME", type=policy, help=help, **several)
     sizes = ", ".join(DEFAULT_SIZES).replace("%", "%%")
     help = f"size of the cache in blocks, or in %% of a trace's unique blocks ({sizes})"
-    parser.add_argument("--size", dest="sizes", metavar="SIZE", type=_reasoned(parse_size), help=help, **several)
+    parser.add_argument("--size", dest="sizes", metavar="SIZE", type=size, help=help, **several)
     parser.add_argument("--json", dest="as_json", action="store_true", help="one JSON object a line, and no table")
     parser.add_argument("--plot", metavar="FILE.png", help="draw the hit ratios too (needs kvkeep[plot])")
 

@@ -48,19 +48,23 @@ def check_plot(file: str) -> None:
 
 
 def draw(found: Sequence[TraceResults], file: str) -> None:
-    """One panel for each trace, one line for each policy. Raises PlotError if the file cannot be written."""
+    """Writes the picture. Raises PlotError if the file cannot be written."""
+    try:
+        picture(found).savefig(file, format="png", dpi=_DPI)
+    except OSError as error:
+        raise PlotError(f"{file}: cannot be written: {error.strerror}") from None
+
+
+def picture(found: Sequence[TraceResults]) -> Figure:
+    """One panel for each trace, one line for each policy."""
     figure, panels = _panels(len(found))
     for axes, results in zip(panels, found, strict=True):
         _draw_trace(axes, results)
     figure.suptitle("Hit ratio over cache size")
     handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(
-        handles, labels, loc="outside lower center", ncols=_LEGEND_COLUMNS * min(len(found), _COLUMNS), frameon=False
-    )
-    try:
-        figure.savefig(file, format="png", dpi=_DPI)
-    except OSError as error:
-        raise PlotError(f"{file}: cannot be written: {error.strerror}") from None
+    columns = _LEGEND_COLUMNS * min(len(found), _COLUMNS)
+    figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False)
+    return figure
 
 
 def _panels(count: int) -> tuple[Figure, list[Axes]]:
