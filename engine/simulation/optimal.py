@@ -30,7 +30,8 @@ class Optimal:
         self._ranking: list[tuple[int, int, int]] = []
         """A heap of blocks, the one to go first in front: next use and depth, negative, and the block.
 
-        An entry is stale when the block is gone or has another next use by now.
+        A block leaves an entry behind for each use that is past. Those never come to the front: what is resident is
+        used later, and is in here too.
         """
 
     def request(self, blocks: Sequence[int]) -> int:
@@ -60,8 +61,6 @@ class Optimal:
         resident, ranking = self._resident, self._ranking
         if len(resident) < self._capacity:
             return True
-        while resident.get(ranking[0][2]) != -ranking[0][0]:
-            heappop(ranking)
         if ranking[0][:2] >= (-next_use, -depth):
             return False
         del resident[heappop(ranking)[2]]

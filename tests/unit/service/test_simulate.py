@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from engine import parse_trace, policy_names, simulate, simulated_policies
+from engine import HitRatios, parse_trace, policy_names, simulate, simulated_policies
 from service.__main__ import main
 from service.cli import parse
 from service.simulate.command import read
@@ -227,8 +227,10 @@ def test_a_folder_is_no_trace(run, tmp_path: Path) -> None:
 
 
 def process(*argv: str) -> subprocess.Popen[str]:
+    # NOTE: With buffers, as it runs for users: tox has none.
+    buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
     command = [sys.executable, "-m", "service", "simulate", *argv]
-    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(command, cwd=ROOT, env=buffered, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 def test_an_interrupt_ends_it_without_a_word(tmp_path: Path) -> None:
@@ -353,7 +355,8 @@ def test_no_two_policies_look_the_same() -> None:
 
 
 def test_sizes_that_would_be_written_over_each_other_are_not() -> None:
-    axes = picture([results(*map(str, range(1, 101)))]).axes[0]
+    found = [Result("lru", CacheSize(str(size)), size, HitRatios(0.5, 0.5)) for size in range(1, 101)]
+    axes = picture([TraceResults("chats.jsonl", TRACE, found)]).axes[0]
     ticks = [text.get_text() for text in axes.get_xticklabels()]
     assert ticks[0] == "1\nblocks"
     assert len(ticks) <= 13

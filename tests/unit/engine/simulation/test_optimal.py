@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.simulation.optimal import Optimal
+from tests.support.conversations import conversations
 
 Requests = list[tuple[int, ...]]
 
@@ -51,6 +52,29 @@ def prompts(draw: st.DrawFn) -> Requests:
 @given(prompts(), st.integers(1, 5))
 def test_no_choice_has_more_hits(requests: Requests, capacity: int) -> None:
     assert hits(requests, capacity) == most_hits(requests, capacity)
+
+
+def ranked_hits(requests: Sequence[Sequence[int]], capacity: int) -> int:
+    """All that could be kept is sorted after each request, by next use and depth."""
+    kept: set[int] = set()
+    total = 0
+    for index, blocks in enumerate(requests):
+        total += next((place for place, block in enumerate(blocks) if block not in kept), len(blocks))
+        rank = {}
+        for later in range(len(requests) - 1, index, -1):
+            rank.update({block: (later, depth) for depth, block in enumerate(requests[later])})
+        kept = set(sorted((block for block in kept.union(blocks) if block in rank), key=rank.__getitem__)[:capacity])
+    return total
+
+
+@pytest.mark.parametrize("capacity", [1, 3, 10, 40, 150])
+def test_sorting_all_blocks_after_each_request_has_as_many_hits(capacity: int) -> None:
+    requests = conversations(seed=4, requests=120)
+    assert hits(requests, capacity) == ranked_hits(requests, capacity) > 0
+
+
+def test_of_blocks_with_the_same_next_use_the_deepest_goes() -> None:
+    assert hits([(1, 2), (9,), (9,), (1, 2)], 2) == 2
 
 
 def test_who_is_used_last_goes() -> None:
