@@ -325,8 +325,8 @@ def test_where_there_is_no_terminal_nothing_is_shown() -> None:
 
 def test_the_picture_is_written_beside_the_tables(run, file: str, tmp_path: Path) -> None:
     target = tmp_path / "hits.png"
-    code, output, error = run(file, "--plot", str(target))
-    assert (code, error) == (0, "")
+    code, output, _ = run(file, "--plot", str(target))
+    assert code == 0
     assert "hit_density" in output
     assert target.read_bytes().startswith(PNG)
 
