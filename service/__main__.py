@@ -29,9 +29,11 @@ from service.logs import Logs
 from service.problems import ConfigError
 from service.schema import Schema, compare_modules, load_schema
 from service.settings import Settings
+from service.simulate.options import Simulation
 from service.systemd import Notifier
 
 STOPPED, FAILED, REFUSED = 0, 1, 2
+INTERRUPTED = 128 + signal.SIGINT
 
 # The engine thread competes for the interpreter with waitress's threads, and waits for up to one interval each time
 # that one of them runs Python code. At the default of 5 ms this shows in the p99 of lookups.
@@ -46,6 +48,8 @@ log = logging.getLogger("kvkeep")
 def main(argv: Sequence[str], *, validate_responses: bool = False) -> int:
     """Runs one command and returns its exit code."""
     arguments = cli.parse(argv)
+    if arguments.simulation is not None:
+        return _simulate(arguments.simulation)
     schema = load_schema(assets.schema_path())
     if arguments.command == "check-config":
         return _check_config(schema, arguments.file or "")
@@ -92,6 +96,23 @@ def _check_config(schema: Schema, file: str) -> int:
     for warning in checked.warnings:
         print(f"warning: {warning}", file=sys.stderr)
     return REFUSED if checked.problems else STOPPED
+
+
+def _simulate(asked: Simulation) -> int:
+    # PERF: Imported here, since a server has no use for it.
+    from service.simulate.command import SimulationError, run
+
+    try:
+        run(asked, sys.stdout, sys.stderr)
+    except SimulationError as error:
+        print(f"kvkeep simulate: {error}", file=sys.stderr)
+        return REFUSED
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except BrokenPipeError:
+        # Who read the output has enough. The interpreter must not try to write the rest when it ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return STOPPED
 
 
 def _refuse_unknown_modules(schema: Schema) -> None:
