@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 MIB = 1 << 20
 GIB = 1 << 30
+
+HugePages = Literal["system", "try", "require"]
+"""Huge pages for L1: nothing asked and taken as /dev/shm gives them; asked for; nothing else will do."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +52,7 @@ class EngineSettings:
     l1_size: int = GIB
     l1_max_size: int | None = None
     """How far L1 can be grown while it runs; None stands for `l1_size`."""
+    huge_pages: HugePages = "system"
     eviction_policy: str = "lru"
     l2: tuple[L2Settings, ...] = ()
     drain_timeout: float = 10.0
