@@ -52,8 +52,8 @@ class EngineSettings:
     l1_size: int = GIB
     l1_max_size: int | None = None
     """How far L1 can be grown while it runs; None stands for `l1_size`."""
-    huge_pages: HugePages = "system"
     eviction_policy: str = "lru"
     l2: tuple[L2Settings, ...] = ()
     drain_timeout: float = 10.0
     """How long a stop waits for running transfers."""
+    huge_pages: HugePages = "system"

@@ -178,7 +178,7 @@ def _start(settings: EngineSettings, lifecycle: Lifecycle, notifier: Notifier, s
     except Exception as error:
         log.error(
             "the engine could not be initialised; HTTP goes on answering that it is not there: %s",
-            error,
+            str(error),
             exc_info=not isinstance(error, StartError),
         )
         lifecycle.fail(error)

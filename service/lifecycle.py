@@ -14,7 +14,7 @@ NOT_INITIALIZED = "engine not initialized"
 ENDED = "the engine has ended"
 STOPPING = "the server is stopping"
 
-_FAILURE_LENGTH = 500
+_FAILURE_LENGTH = 1000
 _NO_CHECKS = MonitorReport((), ())
 
 

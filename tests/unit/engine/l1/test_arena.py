@@ -394,7 +394,7 @@ class TestHugePages:
     ) -> None:
         monkeypatch.setattr(huge_pages, "obstacle", lambda: "a file says never")
         monkeypatch.setattr(os, "open", lambda *_: pytest.fail("a segment is made"))
-        with pytest.raises(StartError, match="l1.huge_pages is require, but a file says never; or set it to try"):
+        with pytest.raises(StartError, match=r"^l1\.huge_pages is require, but a file says never; or set it to try$"):
             Arena(NAME, MIB, huge="require")
 
     def test_what_is_grown_has_to_be_huge_too_and_what_was_there_does_not_count(self, given: list[int]) -> None:

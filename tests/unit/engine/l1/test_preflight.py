@@ -39,14 +39,14 @@ class TestRefusal:
 
     def test_a_memory_limit_is_told_with_its_file_and_what_to_raise_it_to(self) -> None:
         assert refusal(16 * GIB, [shm(64 * GIB), limit(16 * GIB, 16 * GIB - 200 * MIB)]) == (
-            "the memory limit /sys/fs/cgroup/memory.max has 15.8 GiB of 16 GiB free for 16.1 GiB with page tables and the "
-            "process (raise it to 16.3 GiB at least). 15.7 GiB would fit: make l1.size smaller, or give it more"
+            "the memory limit /sys/fs/cgroup/memory.max has 15.8 GiB of 16 GiB free for 16.1 GiB with page tables and "
+            "the process (raise it to 16.3 GiB at least). 15.7 GiB would fit: make l1.size smaller, or give it more"
         )
 
     def test_a_small_machine_is_told(self) -> None:
         assert refusal(16 * GIB, [machine(16 * GIB, 9 * GIB)]) == (
-            "the machine's memory (MemAvailable) has 9 GiB of 16 GiB free for 16.1 GiB with page tables and the process. "
-            "8.9 GiB would fit: make l1.size smaller, or give it more"
+            "the machine's memory (MemAvailable) has 9 GiB of 16 GiB free for 16.1 GiB with page tables and the "
+            "process. 8.9 GiB would fit: make l1.size smaller, or give it more"
         )
 
     def test_everything_that_is_too_small_is_told_at_once(self) -> None:
