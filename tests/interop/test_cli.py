@@ -106,7 +106,7 @@ def test_the_overview_tells_the_cache(described: dict[str, Any], cache: Server, 
         "chunk_size": kv.CHUNK,
         "l1_capacity_gb": 0.25,
         "l1_used_gb": f"{used / (1 << 30):.2f} ({100 * used / (1 << 28):.1f}%)",
-        "eviction_policy": "lru",
+        "eviction_policy": "hit_density",
         "cached_objects": 6,
         "active_sessions": 3,
     }
