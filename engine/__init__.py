@@ -53,6 +53,7 @@ from engine.health import Affects, CheckReport, LoopReport, MonitorReport
 from engine.histogram import Histogram, HistogramReport
 from engine.runtime import Runtime
 from engine.settings import GIB, MIB, EngineSettings, L2Settings, Liveness, QuotaSettings, TenantQuota
+from engine.simulation import OPTIMAL, HitRatios, Trace, TraceError, parse_trace, simulate, simulated_policies
 from engine.status import (
     Cleared,
     KernelGroupReport,
@@ -73,6 +74,7 @@ __all__ = [
     "EMPTY_REPORT",
     "GIB",
     "MIB",
+    "OPTIMAL",
     "Affects",
     "AmbiguousError",
     "AwaitJob",
@@ -92,6 +94,7 @@ __all__ = [
     "Held",
     "Histogram",
     "HistogramReport",
+    "HitRatios",
     "JobReport",
     "KernelGroupReport",
     "L1Report",
@@ -131,6 +134,8 @@ __all__ = [
     "StartError",
     "StatusReport",
     "TenantQuota",
+    "Trace",
+    "TraceError",
     "TransferDirection",
     "TransferMode",
     "TransferReport",
@@ -140,5 +145,8 @@ __all__ = [
     "WorkerReport",
     "WorkerState",
     "l2_types",
+    "parse_trace",
     "policy_names",
+    "simulate",
+    "simulated_policies",
 ]

@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import CancelledError
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
@@ -81,27 +81,28 @@ class Runtime:
         make_policy = policy_maker(settings.eviction_policy)
         self._context = zmq.Context()
         router = _bind(self._context, settings)
-        try:
+        with ExitStack() as undo:
+            undo.callback(self._context.term)
+            undo.callback(router.close)
             for left in remove_leftovers():
                 logger.warning("removed /dev/shm/%s, which a killed server had left behind", left)
             name = f"{PREFIX}{os.getpid()}_{os.urandom(4).hex()}"
-            self._arena = Arena(name, settings.l1_size, settings.l1_max_size, progress)
-        except BaseException:
-            router.close()
-            self._context.term()
-            raise
-        self.endpoint: Final = router.endpoint
-        """Where the data plane listens, with the real port: `tcp://127.0.0.1:5555`."""
-        pool = RegisterEngineDrivenReply(self._arena.name, self._arena.length)
-        engine = Engine(settings, L1Cache(settings.l1_size, make_policy), pool)
-        self._mailbox = Mailbox()
-        copier = TorchCopier(self._arena.bytes, time.monotonic)
-        self._transfers = TransferWorker(copier, self._arena.discard, self._mailbox.post, time.monotonic)
-        self._loop = loop = EngineLoop(engine, router, self._mailbox, self._transfers, time.monotonic)
-        self._thread = threading.Thread(target=self._run, name="engine")
-        self._monitor = Monitor(
-            self.endpoint, self._thread.is_alive, lambda: loop.published[0], self._transfers, time.monotonic
-        )
+            self._arena = Arena(name, settings.l1_size, settings.l1_max_size, progress, settings.huge_pages)
+            undo.callback(self._arena.close)
+            self.endpoint: Final = router.endpoint
+            """Where the data plane listens, with the real port: `tcp://127.0.0.1:5555`."""
+            pool = RegisterEngineDrivenReply(self._arena.name, self._arena.length)
+            engine = Engine(settings, L1Cache(settings.l1_size, make_policy), pool)
+            self._mailbox = Mailbox()
+            undo.callback(self._mailbox.close)
+            copier = TorchCopier(self._arena.bytes, time.monotonic)
+            self._transfers = TransferWorker(copier, self._arena.discard, self._mailbox.post, time.monotonic)
+            self._loop = loop = EngineLoop(engine, router, self._mailbox, self._transfers, time.monotonic)
+            self._thread = threading.Thread(target=self._run, name="engine")
+            self._monitor = Monitor(
+                self.endpoint, self._thread.is_alive, lambda: loop.published[0], self._transfers, time.monotonic
+            )
+            undo.pop_all()
         self._stopped = False
         self._tuning = threading.Lock()
         """Held while L1 is being resized."""

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 MIB = 1 << 20
 GIB = 1 << 30
+
+HugePages = Literal["system", "try", "require"]
+"""Huge pages for L1: nothing asked and taken as /dev/shm gives them; asked for; nothing else will do."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,3 +79,4 @@ class EngineSettings:
     l2: tuple[L2Settings, ...] = ()
     drain_timeout: float = 10.0
     """How long a stop waits for running transfers."""
+    huge_pages: HugePages = "system"

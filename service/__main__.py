@@ -7,14 +7,16 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Sequence
 from queue import Empty, SimpleQueue
 from types import FrameType
 from typing import NoReturn
 
-from engine import GIB, Runtime, l2_types, policy_names
+from engine import EngineSettings, Runtime, StartError, l2_types, policy_names
 from service import assets, cli, commands, live, probes, stopping
 from service.access import AccessControl, exposures
+from service.allocation import StartProgress, StoppedError
 from service.app import App, create_app
 from service.appliers import disagreements
 from service.config_watch import ConfigWatch
@@ -29,9 +31,11 @@ from service.logs import Logs
 from service.problems import ConfigError
 from service.schema import Schema, compare_modules, load_schema
 from service.settings import Settings
+from service.simulate.options import Simulation
 from service.systemd import Notifier
 
 STOPPED, FAILED, REFUSED = 0, 1, 2
+INTERRUPTED = 128 + signal.SIGINT
 
 # The engine thread competes for the interpreter with waitress's threads, and waits for up to one interval each time
 # that one of them runs Python code. At the default of 5 ms this shows in the p99 of lookups.
@@ -46,6 +50,8 @@ log = logging.getLogger("kvkeep")
 def main(argv: Sequence[str], *, validate_responses: bool = False) -> int:
     """Runs one command and returns its exit code."""
     arguments = cli.parse(argv)
+    if arguments.simulation is not None:
+        return _simulate(arguments.simulation)
     schema = load_schema(assets.schema_path())
     if arguments.command == "check-config":
         return _check_config(schema, arguments.file or "")
@@ -94,6 +100,23 @@ def _check_config(schema: Schema, file: str) -> int:
     return REFUSED if checked.problems else STOPPED
 
 
+def _simulate(asked: Simulation) -> int:
+    # PERF: Imported here, since a server has no use for it.
+    from service.simulate.command import SimulationError, run
+
+    try:
+        run(asked, sys.stdout, sys.stderr)
+    except SimulationError as error:
+        print(f"kvkeep simulate: {error}", file=sys.stderr)
+        return REFUSED
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except BrokenPipeError:
+        # Who read the output has enough. The interpreter must not try to write the rest when it ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return STOPPED
+
+
 def _refuse_unknown_modules(schema: Schema) -> None:
     differences = compare_modules(schema, policy_names(), l2_types())
     if differences:
@@ -133,18 +156,12 @@ def _serve(settings: Settings, app: App, lifecycle: Lifecycle, watch: ConfigWatc
 
 def _serve_engine(settings: Settings, http: HttpServer, lifecycle: Lifecycle, watch: ConfigWatch, stops: Stops) -> int:
     notifier = Notifier(os.environ)
-    progress = StartProgress(settings.engine.l1_size, stops, lifecycle.allocated)
     try:
-        engine = Runtime(settings.engine, stops.put, progress)
+        engine = _start(settings.engine, lifecycle, notifier, stops)
     except StoppedError:
         _begin_to_stop(lifecycle, notifier)
         return _exit_code(stops.get())
-    # NOTE: Whatever it is, it must be seen by probes and in the log rather than end the process; HTTP stays up, so
-    # that probes tell of the failure until somebody decides.
-    except Exception as error:
-        log.exception("the engine could not be initialised; HTTP goes on answering that it is not there")
-        lifecycle.fail(error)
-        notifier.status(f"failed: {lifecycle.state.failure}")
+    if engine is None:
         stops.get()
         _begin_to_stop(lifecycle, notifier)
         return FAILED
@@ -164,6 +181,32 @@ def _serve_engine(settings: Settings, http: HttpServer, lifecycle: Lifecycle, wa
     return _exit_code(reason) if stopped else FAILED
 
 
+def _start(settings: EngineSettings, lifecycle: Lifecycle, notifier: Notifier, stops: Stops) -> Runtime | None:
+    """The started engine, or None if that failed. Raises StoppedError."""
+    progress = StartProgress(
+        settings.l1_size,
+        lambda: not stops.empty(),
+        lifecycle.allocated,
+        lambda line: notifier.status(f"starting: {line}"),
+        time.monotonic,
+    )
+    try:
+        return Runtime(settings, stops.put, progress)
+    except StoppedError:
+        raise
+    # NOTE: Whatever it is, it must be seen by probes and in the log rather than end the process; HTTP stays up, so
+    # that probes tell of the failure until somebody decides.
+    except Exception as error:
+        log.error(
+            "the engine could not be initialised; HTTP goes on answering that it is not there: %s",
+            str(error),
+            exc_info=not isinstance(error, StartError),
+        )
+        lifecycle.fail(error)
+        notifier.status(f"failed: {lifecycle.state.failure}")
+        return None
+
+
 def _next_stop(stops: Stops, notifier: Notifier, lifecycle: Lifecycle) -> int | BaseException:
     """Waits for a reason to stop, and meanwhile tells the watchdog that all is well, as long as it is."""
     while True:
@@ -179,31 +222,6 @@ def _next_stop(stops: Stops, notifier: Notifier, lifecycle: Lifecycle) -> int | 
 def _begin_to_stop(lifecycle: Lifecycle, notifier: Notifier) -> None:
     lifecycle.stop()
     notifier.stopping("stopping")
-
-
-class StoppedError(Exception):
-    """The start was given up, since somebody asked to stop."""
-
-
-class StartProgress:
-    """Logs how far the allocation of L1 is, a tenth at a time, and gives the start up when a stop is asked for."""
-
-    def __init__(self, size: int, stops: Stops, tell: Callable[[float], None]) -> None:
-        """`tell` takes the part that is allocated, 0 to 1."""
-        self._size = size
-        self._stops = stops
-        self._tell = tell
-        self._tenths = 0
-
-    def __call__(self, done: int) -> None:
-        """Raises StoppedError."""
-        if not self._stops.empty():
-            raise StoppedError
-        self._tell(done / self._size)
-        tenths = 10 * done // self._size
-        if tenths > self._tenths:
-            self._tenths = tenths
-            log.info("L1: %.1f of %.1f GiB allocated", done / GIB, self._size / GIB)
 
 
 def _exit_code(reason: int | BaseException) -> int:

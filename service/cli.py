@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
+from engine import OPTIMAL
 from service import __version__
 from service.settings import Override, gibibytes
+from service.simulate.options import ALL, DEFAULT_SIZES, Simulation, expand, parse_policy, parse_size
 
 _OVERVIEW = """\
 A KV-cache server for LLM inference: engines such as vLLM load the attention KV of prompts seen before
@@ -21,6 +24,7 @@ examples:
   kvkeep --config kvkeep.yaml --l1-size-gb 8  serve as the file says, with 8 GiB
   kvkeep check-config kvkeep.yaml             is the file right, and if not, where
   kvkeep show-config --config kvkeep.yaml     every setting, and where its value comes from
+  kvkeep simulate trace.jsonl                 what other policies and sizes would make of recorded requests
   kvkeep serve --help                         the flags
 """
 
@@ -59,16 +63,38 @@ examples:
   kvkeep show-config --config kvkeep.yaml --port 6000
 """
 
+_SIMULATE_EXAMPLES = """\
+Every request of a trace is served by the server's own code for eviction, with a cache that is empty at first: its hit
+is its longest prefix of blocks that is there, then all its blocks are stored. A table for each trace, or with --json a
+line for each trace, policy and size, tells which part of all blocks was hit, and which of all bytes.
+
+A trace has one JSON object a line, in the Mooncake format: timestamp (ms), input_length and output_length (tokens),
+hash_ids (one id a block; equal ids mean equal prompts up to there), and block_size (512 tokens where it is absent). The
+last block of a request has what is left of its input_length. Traces that end in .gz are decompressed.
+
+examples:
+  kvkeep simulate trace.jsonl
+  kvkeep simulate trace.jsonl --policy lru hit_density --size 5% 20000
+  kvkeep simulate monday.jsonl tuesday.jsonl --plot hits.png
+  kvkeep simulate trace.jsonl --policy all --json > hits.jsonl
+
+exit codes: 0 done, 2 an argument or a trace refused, or the picture cannot be made, 130 interrupted
+"""
+
+T = TypeVar("T")
+
 
 @dataclass(frozen=True, slots=True)
 class Arguments:
     """One parsed command line."""
 
     command: str
-    """`serve`, `check-config` or `show-config`."""
+    """`serve`, `check-config`, `show-config` or `simulate`."""
     file: str | None
     """The configuration file, if one was named."""
     overrides: tuple[Override, ...]
+    simulation: Simulation | None = None
+    """What `simulate` is asked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +133,18 @@ def parse(argv: Sequence[str]) -> Arguments:
         for flag in _FLAGS
         if names.get(flag.name) is not None
     )
-    return Arguments(names["command"], names["file"], tuple(given))
+    simulation = _simulation(names) if names["command"] == "simulate" else None
+    return Arguments(names["command"], names.get("file"), tuple(given), simulation)
+
+
+def _simulation(names: Mapping[str, Any]) -> Simulation:
+    return Simulation(
+        traces=tuple(dict.fromkeys(names["traces"])),
+        policies=expand(names["policies"] or [ALL]),
+        sizes=tuple(dict.fromkeys(names["sizes"] or map(parse_size, DEFAULT_SIZES))),
+        as_json=names["as_json"],
+        plot=names["plot"],
+    )
 
 
 def _with_command(argv: Sequence[str]) -> list[str]:
@@ -128,6 +165,9 @@ def _parser() -> argparse.ArgumentParser:
     checker.add_argument("file", metavar="FILE", help="the YAML file to check")
     title = "Print every setting with its effective value and where that comes from."
     _add_flags(_described(commands.add_parser, title, _SHOW_EXAMPLES, name="show-config", help="print the settings"))
+    title = "Tell which part of recorded requests would have been in the cache, by eviction policy and size."
+    simulate = _described(commands.add_parser, title, _SIMULATE_EXAMPLES, name="simulate", help="replay a trace")
+    _add_simulation(simulate)
     return parser
 
 
@@ -143,6 +183,31 @@ def _add_flags(parser: argparse.ArgumentParser) -> None:
     for flag in _FLAGS:
         convert = flag.convert or _gibibytes
         parser.add_argument(flag.name, dest=flag.name, type=convert, metavar=flag.metavar, help=flag.help)
+
+
+def _add_simulation(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("traces", metavar="TRACE", nargs="+", help="a file of requests")
+    several: dict[str, Any] = {"nargs": "+", "action": "extend"}
+    policy, size = _reasoned(parse_policy), _reasoned(parse_size)
+    help = f"a policy of the server, {OPTIMAL} for the best that is possible, {ALL} for all of these ({ALL})"
+    parser.add_argument("--policy", dest="policies", metavar="NAME", type=policy, help=help, **several)
+    sizes = ", ".join(DEFAULT_SIZES).replace("%", "%%")
+    help = f"size of the cache in blocks, or in %% of a trace's unique blocks ({sizes})"
+    parser.add_argument("--size", dest="sizes", metavar="SIZE", type=size, help=help, **several)
+    parser.add_argument("--json", dest="as_json", action="store_true", help="one JSON object a line, and no table")
+    parser.add_argument("--plot", metavar="FILE.png", help="draw the hit ratios too (needs kvkeep[plot])")
+
+
+def _reasoned(convert: Callable[[str], T]) -> Callable[[str], T]:
+    """Has argparse say what a ValueError says."""
+
+    def converted(text: str) -> T:
+        try:
+            return convert(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+
+    return converted
 
 
 def _gibibytes(text: str) -> int:

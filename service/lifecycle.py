@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from engine import MonitorReport, Runtime
+from service.allocation import COMPLETE, NOTHING_YET, Allocation
 
 Phase = Literal["starting", "running", "failed", "stopping"]
 
@@ -13,7 +14,7 @@ NOT_INITIALIZED = "engine not initialized"
 ENDED = "the engine has ended"
 STOPPING = "the server is stopping"
 
-_FAILURE_LENGTH = 500
+_FAILURE_LENGTH = 1000
 _NO_CHECKS = MonitorReport((), ())
 
 
@@ -26,8 +27,8 @@ class State:
     """Why there is no engine to be used; empty while there is."""
     failure: str | None = None
     """What the engine failed of, in its initialisation or later: class and message, no stack."""
-    l1_allocated: float = 0.0
-    """The part of L1 that is allocated, 0 to 1."""
+    l1: Allocation = NOTHING_YET
+    """How far the allocation of L1 is."""
     engine: Runtime | None = None
     """Kept while it stops, for its checks."""
 
@@ -47,13 +48,13 @@ class Lifecycle:
         state = self.state
         return state.engine if state.phase == "running" else None
 
-    def allocated(self, part: float) -> None:
-        """This part of L1 is allocated, 0 to 1."""
-        self.state = replace(self.state, l1_allocated=part)
+    def allocated(self, l1: Allocation) -> None:
+        """The allocation of L1 is so far."""
+        self.state = replace(self.state, l1=l1)
 
     def run(self, engine: Runtime) -> None:
         """From now on HTTP uses the engine."""
-        self.state = State("running", "", None, 1.0, engine)
+        self.state = State("running", "", None, COMPLETE, engine)
 
     def fail(self, error: BaseException) -> None:
         """The engine could not be initialised, or has ended by itself: only a restart helps."""

@@ -33,7 +33,9 @@ def details(state: State, report: MonitorReport) -> dict[str, Any]:
     return {
         "phase": state.phase,
         "failure": state.failure,
-        "l1_allocated_ratio": state.l1_allocated,
+        "l1_allocated_ratio": state.l1.ratio,
+        "l1_bytes_per_second": state.l1.bytes_per_second,
+        "l1_seconds_left": state.l1.seconds_left,
         "checks": [_check(check) for check in report.checks],
     }
 

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import fcntl
+import logging
 import mmap
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
 
 import torch
 
 from engine.errors import NoMemoryError, StartError
+from engine.l1 import huge_pages, pages, preflight
+from engine.l1.preflight import Room, readable
+from engine.l1.rooms import SHM_FOLDER, rooms
+from engine.settings import HugePages
 
-SHM_FOLDER: Final = "/dev/shm"
+logger = logging.getLogger(__name__)
+
 PREFIX: Final = "kvkeep_arena_"
 """How the names of arenas begin, by which leftovers are found."""
 _STEP_BYTES: Final = 256 << 20
@@ -28,27 +34,38 @@ class Arena:
     """
 
     def __init__(
-        self, name: str, size: int, length: int | None = None, progress: Callable[[int], None] = lambda done: None
+        self,
+        name: str,
+        size: int,
+        length: int | None = None,
+        progress: Callable[[int], None] = lambda done: None,
+        huge: HugePages = "system",
+        find_rooms: Callable[[], Sequence[Room]] = rooms,
     ) -> None:
         """Calls `progress` with the bytes allocated so far; what that raises ends the construction and leaves nothing.
 
-        `length` is `size` if it is not given. Raises StartError when the name is taken, /dev/shm is too small, or the
-        memory cannot be pinned.
+        `length` is `size` if it is not given. Raises StartError when the memory is not there, which is looked at before
+        anything is allocated, when the name is taken, or when the memory cannot be pinned or had as `huge` requires.
         """
         self.name: Final = name
         self.length: Final = length or size
         """Bytes that clients map."""
+        self._huge: Final = huge
+        self._find_rooms = find_rooms
+        self._look_before(size, "")
         self._path = Path(SHM_FOLDER, name)
         self._pinned: list[int] = []
         """Addresses of the ranges that are pinned."""
         self._pinned_end = 0
         self._descriptor = _create(self._path)
         try:
-            self._mapping = _mapped(self._descriptor, size, self.length)
-            self.bytes: Final = torch.frombuffer(self._mapping, dtype=torch.uint8)
+            self.bytes: Final = torch.frombuffer(_mapped(self._descriptor, self.length), dtype=torch.uint8)
             """The whole segment, uint8."""
+            self._address: Final = self.bytes.data_ptr()
             self._allocate(0, size, progress)
         except BaseException:
+            # NOTE: The mapping lives as long as somebody holds the error and with it these frames; the memory must not.
+            os.ftruncate(self._descriptor, 0)
             self.unlink()
             raise
 
@@ -58,6 +75,8 @@ class Arena:
         Raises NoMemoryError; then nothing is taken.
         """
         try:
+            # What is pinned was never given back.
+            self._look_before(end - max(start, self._pinned_end), " more")
             self._allocate(start, end, progress)
         except StartError as error:
             self.discard(start, end)
@@ -67,7 +86,7 @@ class Arena:
         """Gives the memory of [start, end) back, which is nobody's. What is pinned stays, for the next growth."""
         start = max(start, self._pinned_end)
         if start < end:
-            self._mapping.madvise(mmap.MADV_REMOVE, start, end - start)
+            pages.remove(self._address + start, end - start)
 
     def close(self) -> None:
         """Removes the name; the memory goes when the last process that maps it lets go. A second call does nothing."""
@@ -83,30 +102,73 @@ class Arena:
             os.close(self._descriptor)
             self._descriptor = -1
 
-    def _allocate(self, start: int, end: int, progress: Callable[[int], None]) -> None:
-        """Allocates every page, so that none is missing later, and brings it into this process's tables.
+    def _look_before(self, size: int, more: str) -> None:
+        """Raises StartError if `size` more bytes cannot be had, or not as they have to be."""
+        found = self._find_rooms()
+        if problem := preflight.refusal(size, found):
+            raise StartError(f"{readable(size)}{more} of L1 do not fit: {problem}")
+        for warning in preflight.warnings(size, self.length, found):
+            logger.warning("L1: %s", warning)
+        if self._huge == "require" and (why := huge_pages.obstacle()):
+            raise StartError(f"l1.huge_pages is require, but {why}; or set it to try")
 
-        PERF: through torch, which lets other threads run meanwhile; `MAP_POPULATE` would stop them all.
-        """
+    def _allocate(self, start: int, end: int, progress: Callable[[int], None]) -> None:
+        """Allocates every page, so that none is missing later, and brings it into this process's tables."""
+        before = self._count_huge()
+        if self._huge != "system":
+            pages.want_huge(self._address, end)
         for step in range(start, end, _STEP_BYTES):
             step_end = min(step + _STEP_BYTES, end)
             try:
-                os.posix_fallocate(self._descriptor, step, step_end - step)
+                self._populate(step, step_end)
             except OSError as error:
-                raise _too_large(end - start, str(error)) from None
-            self.bytes[step:step_end:_PAGE_BYTES].max()
+                raise _too_large(end - start, error) from None
             progress(step_end)
+        self._judge_huge(start, end, self._count_huge() - before)
         if torch.cuda.is_available():
             self._pin(max(start, self._pinned_end), end)
+
+    def _populate(self, start: int, end: int) -> None:
+        """Raises OSError.
+
+        NOTE: What is allocated through the file gets small pages where huge ones are for those who ask: the file does
+        not know what was asked of the mapping. PERF: Otherwise both together are faster than the mapping alone.
+        """
+        address, size = self._address + start, end - start
+        if self._huge != "system" and pages.populate(address, size):
+            return
+        os.posix_fallocate(self._descriptor, start, size)
+        if not pages.populate(address, size):
+            self.bytes[start:end:_PAGE_BYTES].max()
+
+    def _count_huge(self) -> int:
+        """Bytes in huge pages, which takes the kernel a while; 0 where nobody wants to know."""
+        if self._huge == "system":
+            return 0
+        with Path("/proc/self/smaps").open() as smaps:
+            return huge_pages.mapped_huge(smaps, self._address, self.length)
+
+    def _judge_huge(self, start: int, end: int, given: int) -> None:
+        """Raises StartError if huge pages are required and missing."""
+        if self._huge == "system":
+            return
+        possible = huge_pages.whole_pages(self._address + start, end - start, huge_pages.page_bytes())
+        problem = huge_pages.shortfall(given, possible, huge_pages.obstacle())
+        if problem is None:
+            logger.info("L1: %s of %s are in huge pages", readable(given), readable(end - start))
+        elif self._huge == "require":
+            raise StartError(f"l1.huge_pages is require, but only {problem}; or set it to try")
+        else:
+            logger.warning("L1: only %s", problem)
 
     def _pin(self, start: int, end: int) -> None:
         if start >= end:
             return
-        address = self.bytes.data_ptr() + start
+        address = self._address + start
         runtime = torch.cuda.cudart()  # type: ignore[no-untyped-call]
         result = runtime.cudaHostRegister(address, end - start, 0)
         if int(result) != 0:
-            raise StartError(f"cannot pin {end - start} bytes of L1 for the GPU (cudaHostRegister said {result})")
+            raise StartError(f"cannot pin {readable(end - start)} of L1 for the GPU (cudaHostRegister said {result})")
         self._pinned.append(address)
         self._pinned_end = end
 
@@ -159,23 +221,17 @@ def _open_new(path: Path) -> int:
         raise StartError(f"cannot create {path}: {error.strerror}") from None
 
 
-def _mapped(descriptor: int, size: int, length: int) -> mmap.mmap:
-    if size > _free_bytes():
-        raise _too_large(size, "checked before anything was allocated")
+def _mapped(descriptor: int, length: int) -> mmap.mmap:
     try:
         os.ftruncate(descriptor, length)
         return mmap.mmap(descriptor, length, mmap.MAP_SHARED)
-    except OSError as error:
-        raise _too_large(size, str(error)) from None
+    except (OSError, OverflowError) as error:
+        raise StartError(f"cannot map {readable(length)} of shared memory: {error}; make l1.max_size smaller") from None
 
 
-def _free_bytes() -> int:
-    found = os.statvfs(SHM_FOLDER)
-    return found.f_bavail * found.f_frsize
-
-
-def _too_large(size: int, reason: str) -> StartError:
+def _too_large(size: int, error: OSError) -> StartError:
+    """The preflight found room that others have taken since."""
     return StartError(
-        f"L1 of {size} bytes does not fit into {SHM_FOLDER}, which has {_free_bytes()} bytes free ({reason}); "
-        f"make l1.size smaller or {SHM_FOLDER} larger"
+        f"{readable(size)} of L1 could not be allocated in {SHM_FOLDER}: {error.strerror}; make l1.size smaller or "
+        f"{SHM_FOLDER} larger"
     )

@@ -63,6 +63,9 @@ class L1Cache:
         self._allocator = Allocator(capacity)
         self._partitions = Partitions(make_policy, capacity)
         self._places = Places(ALIGNMENT)
+        self._rooms = RoomFinder(self._allocator, self._places)
+        self._sizes: dict[int, int] = {}
+        """Every size that occurred, by itself: objects of one size share the number."""
         self._entries: dict[bytes, Entry] = {}
         self._in_use: set[Entry] = set()
         """Entries that are being written or leased, doomed ones included."""
@@ -146,7 +149,7 @@ class L1Cache:
         `parent` is the object before it in its prompt, if that is known. Raises NoSpaceError if no room can be made;
         nothing was evicted then.
         """
-        occupied = -(-size // ALIGNMENT) * ALIGNMENT
+        occupied = self._occupied(size)
         salt = namespace.cache_salt
         partition = self._partitions.of(salt)
         partition.policy.expect(key, occupied)
@@ -250,6 +253,7 @@ class L1Cache:
                 entry.visible = False
         self._partitions.clear(self._in_use)
         self._places = Places(ALIGNMENT)
+        self._rooms = RoomFinder(self._allocator, self._places)
         for entry in self._in_use:
             self._places.add(entry)
         self._allocator.keep_only((entry.offset, entry.size) for entry in self._in_use)
@@ -384,6 +388,10 @@ class L1Cache:
         if not entry.held:
             present.unhold(entry)
 
+    def _occupied(self, size: int) -> int:
+        occupied = -(-size // ALIGNMENT) * ALIGNMENT
+        return self._sizes.setdefault(occupied, occupied)
+
     def _begin_use(self, entry: Entry) -> None:
         self._in_use.add(entry)
         self._in_use_bytes += entry.size
@@ -426,11 +434,11 @@ class L1Cache:
 
     def _room(self, partition: Partition, size: int) -> Collection[Entry]:
         """What to evict so that there is a free range of `size` bytes for an object. Raises NoSpaceError."""
-        condemned = self._over_limit(partition, size)
+        condemned = self._over_limit(partition, size) if partition.quota.limit is not None else ()
         if self._allocator.fits(size):
             return condemned
         victims, allowance = self._partitions.victims(partition), partial(self._allowance, partition)
-        found = RoomFinder(self._allocator, self._places).find(size, condemned, victims, allowance, self._in_use)
+        found = self._rooms.find(size, condemned, victims, allowance, self._in_use)
         if not found:
             enough = self.capacity - self._in_use_bytes - self._partitions.protected(partition) >= size
             raise NoSpaceError("fragmented" if enough else "in_use")

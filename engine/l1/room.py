@@ -55,6 +55,8 @@ class RoomFinder:
         for victim in islice(victims, _LOOKS):
             if victim in condemned or not self._is_inside(victim):
                 continue
+            if coldest is None and not condemned and victim.size >= size:
+                return [victim]
             coldest = coldest or victim
             run = runs.add(victim)
             if run[1] - run[0] >= size:

@@ -36,6 +36,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--server", action="append", choices=servers.names(), help="measure this one only; repeatable")
     parser.add_argument("--quick", action="store_true", help="one round, a short prompt: does everything still run?")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures there too")
+    parser.add_argument("--plot", type=Path, metavar="FILE.png", help="draw the part scale there (needs matplotlib)")
     chosen = parser.parse_args()
     if unknown := set(chosen.parts) - set(_parts()):
         parser.error(f"unknown part {', '.join(sorted(unknown))}; there are {', '.join(_parts())}")
@@ -72,7 +73,12 @@ def _parts() -> dict[str, Callable[[argparse.Namespace, list[str]], list[Section
 
         return http(min(chosen.rounds, 5), wanted)
 
-    return {"job": job, "copies": copies, "lookups": lookups, "processes": processes, "http": http}
+    def scale(chosen: argparse.Namespace, _: list[str]) -> list[Section]:
+        from tests.benchmarks.scale import scale
+
+        return scale(chosen.rounds, chosen.plot)
+
+    return {"job": job, "copies": copies, "lookups": lookups, "processes": processes, "http": http, "scale": scale}
 
 
 def _machine() -> dict[str, str | float]:

@@ -14,8 +14,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.contract.gated import START_GATE
 from tests.support.polling import until
 from tests.support.server import ROOT, Server, free_port, http
+from tests.support.shm import segments_of
 
 FIRST_ANSWER = 0.7
 """Seconds from the start of the process to the first answer of `/`."""
@@ -58,6 +60,72 @@ def test_http_answers_before_the_engine_is_ready() -> None:
         assert (status, body["phase"], body["failure"]) == (503, "starting", None)
         until(lambda: server.get("/api/healthcheck")[0] == 200, "healthy")
         assert server.get("/api/readyz") == (200, {"status": "ok"})
+
+
+class GatedStart(Spawned):
+    """One whose allocation of 64 MiB stops half way until a file is there."""
+
+    def __init__(self, gate: Path) -> None:
+        super().__init__()
+        self.l1_size_gb = 0.0625
+        self.gate = gate
+
+    def command(self) -> list[str]:
+        return [sys.executable, "-m", "tests.contract.gated", *super().command()[3:]]
+
+    def environment(self) -> dict[str, str]:
+        return {**super().environment(), START_GATE: str(self.gate)}
+
+    def __exit__(self, *failure: object) -> None:
+        self.gate.touch()
+        super().__exit__(*failure)
+
+    def until_half_way(self) -> None:
+        self.seconds_to("/api/livez", time.monotonic())
+        until(lambda: self.get(VERBOSE)[1]["l1_allocated_ratio"] == 0.5, "half of L1 is allocated")
+
+
+VERBOSE = "/api/readyz?verbose"
+
+
+def test_http_answers_while_l1_is_being_allocated(tmp_path: Path) -> None:
+    with GatedStart(tmp_path / "gate") as server:
+        server.until_half_way()
+        assert server.get("/api/livez") == (200, {"status": "ok"})
+        assert server.get("/api/healthcheck") == (503, {"status": "unhealthy", "reason": "engine not initialized"})
+        status, body = server.get(VERBOSE)
+        assert (status, body["phase"], body["detail"]) == (503, "starting", "starting: engine not initialized")
+        assert body["l1_bytes_per_second"] > 0
+        assert body["l1_seconds_left"] > 0
+        server.gate.touch()
+        until(lambda: server.get("/api/readyz")[0] == 200, "ready")
+        assert "L1: 100 % allocated, 0.1 of 0.1 GiB" in server.output()
+
+
+def test_a_signal_during_the_allocation_ends_the_server_and_gives_the_memory_back(tmp_path: Path) -> None:
+    with GatedStart(tmp_path / "gate") as server:
+        server.until_half_way()
+        assert len(segments_of(server.pid)) == 1
+        assert server.process is not None
+        server.process.send_signal(signal.SIGTERM)
+        server.gate.touch()
+        assert server.process.wait(20) == 0
+        assert segments_of(server.pid) == []
+        assert "kvkeep ready" not in server.output()
+
+
+def test_an_l1_that_does_not_fit_is_told_by_probes_and_in_the_log() -> None:
+    server = Spawned()
+    server.l1_size_gb = 1 << 20
+    with server:
+        until(lambda: "could not be initialised" in server.output(), "the failure in the log")
+        failure = server.get("/api/livez?verbose")[1]["failure"]
+        assert failure.startswith("StartError: 1048576 GiB of L1 do not fit: /dev/shm has ")
+        assert failure.endswith(" would fit: make l1.size smaller, or give it more")
+        assert failure.removeprefix("StartError: ") in server.output()
+        assert "Traceback" not in server.output()
+        assert segments_of(server.pid) == []
+        assert server.stop() == 1
 
 
 def test_the_ready_line_is_the_only_output_and_tells_both_ports() -> None:

@@ -209,3 +209,36 @@ def test_an_engine_that_could_not_start_cannot_be_reloaded(file: Path) -> None:
             server.hang_up()
             assert server.get("/api/config")[0] == 200
             assert server.stop() == 1
+
+
+def quotas(server: FromFile) -> list[tuple[str, int | None, str]]:
+    return [(each["cache_salt"], each["limit"], each["origin"]) for each in server.get("/api/quotas")[1]["tenants"]]
+
+
+def put(server: FromFile, path: str, **body: object) -> tuple[int, Any]:
+    headers = {"Content-Type": "application/json"}
+    return http("PUT", f"{server.http_url}{path}", json.dumps(body).encode(), headers=headers)
+
+
+def test_what_operators_have_set_outlives_a_reload_and_the_rest_is_the_files(file: Path) -> None:
+    tenants = "quotas: {tenants: [{cache_salt: a, limit: %s}, {cache_salt: b, limit: %s}]}\n"
+    with FromFile(file, "l1: {size: 64MiB}\n" + tenants % ("8MiB", "8MiB")) as server:
+        assert put(server, "/api/quotas/a", limit=4 * MIB)[0] == 200
+        pinned = put(server, "/api/cache/pins", model="m", tokens=[1] * 256, ttl_seconds=600)[1]["id"]
+        file.write_text("l1: {size: 64MiB, pin_budget: 1MiB}\n" + tenants % ("16MiB", "16MiB"))
+        status, body = server.reload()
+        assert (status, body["applied"]) == (200, True)
+        assert quotas(server) == [("a", 4 * MIB, "api"), ("b", 16 * MIB, "config")]
+        pins = server.get("/api/cache/pins")[1]
+        assert ([each["id"] for each in pins["pins"]], pins["budget"]) == ([pinned], MIB)
+        assert http("DELETE", f"{server.http_url}/api/quotas/a")[1]["limit"] == 16 * MIB
+
+
+def test_reservations_and_the_size_they_need_change_together(file: Path) -> None:
+    reserved = "l1: {size: %dMiB, max_size: 64MiB}\nquotas: {tenants: [{cache_salt: a, reservation: %dMiB}]}\n"
+    with FromFile(file, reserved % (16, 8)) as server:
+        for size, reservation in ((64, 60), (16, 4)):
+            file.write_text(reserved % (size, reservation))
+            assert server.reload()[0] == 200
+            until(lambda size=size: server.capacity() == size * MIB, "resized")
+        assert put(server, "/api/quotas/b", reservation=60 * MIB)[0] == 409

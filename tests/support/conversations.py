@@ -1,23 +1,40 @@
-"""Traffic as chat servers have it, made from a seed: conversations that come back with a longer prompt."""
+"""Traces like those of chats: conversations that share a system prompt, grow by turns, and come and go."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import json
+import random
+from collections.abc import Iterator, Sequence
 from itertools import count
-from random import Random
+from pathlib import Path
+
+BLOCK_SIZE = 512
 
 
-def conversations(requests: int, seed: int, system_blocks: int = 2) -> Iterator[list[int]]:
-    """The block ids of each request: shared system prompts, then the conversation so far; equal ids, equal prefixes."""
-    random, ids = Random(seed), count(1000)
-    waiting: list[list[int]] = []
+def conversations(seed: int, requests: int, at_once: int = 8) -> list[list[int]]:
+    """The blocks of each request; the same for the same seed. Equal blocks have equal predecessors."""
+    chance, ids = random.Random(seed), count()
+    system = [next(ids) for _ in range(2)]
+    open_ones = [[*system] for _ in range(at_once)]
+    asked = []
     for _ in range(requests):
-        if waiting and random.random() < 0.6:
-            prompt = waiting.pop(random.randrange(max(1, len(waiting) - 40), len(waiting) + 1) - 1)
-        else:
-            system = random.randrange(3)
-            prompt = [10 * system + place for place in range(system_blocks)]
-        prompt = prompt + [next(ids) for _ in range(random.randint(1, 8))]
-        if random.random() < 0.7:
-            waiting.append(prompt)
-        yield prompt
+        place = chance.randrange(at_once)
+        if chance.random() < 0.15:
+            open_ones[place] = [*system]
+        open_ones[place] = [*open_ones[place], *(next(ids) for _ in range(chance.randint(1, 4)))]
+        asked.append(open_ones[place])
+    return asked
+
+
+def lines(asked: Sequence[Sequence[int]], spare: int = 100, **more: int) -> Iterator[str]:
+    """The requests as a trace; each one's last block lacks `spare` tokens."""
+    for index, blocks in enumerate(asked):
+        length = BLOCK_SIZE * len(blocks) - spare
+        entry = {"timestamp": index, "input_length": length, "output_length": 1, "hash_ids": blocks, **more}
+        yield json.dumps(entry) + "\n"
+
+
+def write(path: Path, asked: Sequence[Sequence[int]], **more: int) -> str:
+    """Writes a trace; returns its name."""
+    path.write_text("".join(lines(asked, **more)))
+    return str(path)

@@ -39,7 +39,7 @@ def test_the_server_hits_what_the_replay_hits(name: str) -> None:
     maker = policy_maker(name)
     driver, replay = Driver(CAPACITY, make_policy=maker), Replay(maker(CAPACITY), CAPACITY)
     driver.register()
-    requests = list(conversations(REQUESTS, seed=7))
+    requests = conversations(7, REQUESTS, at_once=60)
     hits = [(served(driver, blocks), replay.request(blocks)) for blocks in requests]
     assert [server for server, _ in hits] == [replayed for _, replayed in hits]
     assert driver.report().l1.evicted_objects > 5 * CAPACITY

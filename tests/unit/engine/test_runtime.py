@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import mmap
 import os
 import threading
@@ -34,11 +35,13 @@ from engine.commands import ClearAll
 from engine.core import Engine
 from engine.events import CommandAsked, Copy, Effect, Event, Tick
 from engine.l1.arena import PREFIX
+from engine.l1.preflight import Room
 from engine.transfer.torch_copier import TorchCopier
 from engine.wire import messages as m
 from engine.wire.codec import OPERATIONS
 from engine.wire.pinger import Pinger
 from tests.support.polling import until
+from tests.support.server import free_port
 from tests.support.shm import segments_of
 from tests.unit.engine.support import (
     HANDLE,
@@ -426,6 +429,16 @@ class TestResize:
         server.resize_l1(2 * MIB)
         assert taken(server) == 2 * MIB
 
+    def test_a_growth_that_the_machine_has_no_room_for_changes_nothing(
+        self, server: Runtime, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        full = Room("limit", "/sys/fs/cgroup/memory.max", MIB, 0)
+        monkeypatch.setattr(server._arena, "_find_rooms", lambda: [full])
+        with pytest.raises(NoMemoryError, match="1 MiB more of L1 do not fit: the memory limit /sys/fs"):
+            server.resize_l1(2 * MIB)
+        assert taken(server) == MIB
+        assert server.status().l1.memory_total_bytes == MIB
+
     def test_the_size_it_has_changes_nothing(self, server: Runtime) -> None:
         server.resize_l1(MIB)
         assert taken(server) == MIB
@@ -434,6 +447,10 @@ class TestResize:
         server.stop()
         with pytest.raises(EngineStoppedError):
             server.resize_l1(2 * MIB)
+
+
+def open_descriptors() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
 
 
 def taken(server: Runtime) -> int:
@@ -544,8 +561,25 @@ class TestStart:
     def test_an_l1_that_does_not_fit_is_refused_and_the_port_is_free_again(self, server: Runtime) -> None:
         port = int(server.endpoint.rpartition(":")[2])
         server.stop()
-        with pytest.raises(StartError, match="does not fit into /dev/shm"):
+        with pytest.raises(StartError, match="do not fit: /dev/shm has"):
             Runtime(EngineSettings(port=port, l1_size=1 << 60), pytest.fail)
+        with zmq.Context() as context, context.socket(zmq.ROUTER) as socket:
+            socket.bind(f"tcp://127.0.0.1:{port}")
+
+    @pytest.mark.parametrize("part", ["engine.loop.Mailbox", "engine.loop.EngineLoop", "engine.monitor.Monitor"])
+    def test_a_part_that_cannot_be_made_leaves_nothing(self, monkeypatch: pytest.MonkeyPatch, part: str) -> None:
+        def refuse(*_: object) -> None:
+            raise OSError(errno.EMFILE, "Too many open files")
+
+        port = free_port()
+        gc.collect()
+        descriptors = open_descriptors()
+        monkeypatch.setattr(part, refuse)
+        with pytest.raises(OSError, match="Too many open files"):
+            Runtime(EngineSettings(port=port, l1_size=MIB), pytest.fail)
+        assert segments_of(os.getpid()) == []
+        gc.collect()
+        assert open_descriptors() == descriptors
         with zmq.Context() as context, context.socket(zmq.ROUTER) as socket:
             socket.bind(f"tcp://127.0.0.1:{port}")
 

@@ -55,6 +55,8 @@ def test_check_config_takes_a_file() -> None:
         ["unknown"],
         ["check-config"],
         ["serve", "stray"],
+        ["simulate"],
+        ["simulate", "f.jsonl", "--config", "f.yaml"],
     ],
 )
 def test_what_cannot_be_parsed_exits_with_2(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
@@ -77,7 +79,7 @@ def test_the_version_is_told(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out == f"kvkeep {__version__}\n"
 
 
-@pytest.mark.parametrize("command", [[], ["serve"], ["check-config"], ["show-config"]])
+@pytest.mark.parametrize("command", [[], ["serve"], ["check-config"], ["show-config"], ["simulate"]])
 def test_every_help_text_ends_with_examples(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         parse([*command, "--help"])

@@ -5,12 +5,11 @@ from __future__ import annotations
 import signal
 import threading
 from collections.abc import Callable
-from queue import SimpleQueue
 
 import pytest
 
 import service.__main__ as root
-from engine import EngineStuckError
+from engine import EngineStuckError, StartError
 from service import assets
 from service.document import Document
 from tests.support.fake_engine import FakeEngine
@@ -154,15 +153,39 @@ def test_a_stop_during_the_start_ends_it_at_once(monkeypatch, capsys) -> None:
     assert http_threads() == []
 
 
-def test_the_start_logs_each_tenth_of_the_allocation(caplog) -> None:
-    progress = root.StartProgress(20 << 30, SimpleQueue(), lambda part: None)
-    with caplog.at_level("INFO"):
-        for done in range(1 << 30, (20 << 30) + 1, 1 << 30):
-            progress(done)
-    assert [record.getMessage() for record in caplog.records][::9] == [
-        "L1: 2.0 of 20.0 GiB allocated",
-        "L1: 20.0 of 20.0 GiB allocated",
-    ]
+@pytest.mark.parametrize(
+    ("error", "has_stack"), [(StartError("it does not fit"), False), (ValueError("a defect"), True)]
+)
+def test_a_start_that_fails_is_told_and_with_its_stack_only_where_that_helps(
+    monkeypatch, caplog, error: Exception, has_stack: bool
+) -> None:
+    def start(self: FakeRuntime, settings: object, on_death: Callable[..., None], progress: object) -> None:
+        on_death(signal.SIGTERM)
+        raise error
+
+    monkeypatch.setattr(FakeRuntime, "__init__", start)
+    assert root.main(FLAGS) == 1
+    [record] = [each for each in caplog.records if "could not be initialised" in each.getMessage()]
+    assert record.getMessage().endswith(f"HTTP goes on answering that it is not there: {error}")
+    assert bool(record.exc_info) == has_stack
+
+
+def test_what_a_failed_start_had_is_free_while_http_goes_on_answering(monkeypatch) -> None:
+    """Its frames would keep the memory of L1, and the operator may want it for something else."""
+    freed = threading.Event()
+
+    class Memory:
+        def __del__(self) -> None:
+            freed.set()
+
+    def start(self: FakeRuntime, settings: object, on_death: Callable[..., None], progress: object) -> None:
+        memory = Memory()
+        threading.Thread(target=lambda: (freed.wait(10), on_death(signal.SIGTERM))).start()
+        raise StartError(f"it is held by this frame: {bool(memory)}")
+
+    monkeypatch.setattr(FakeRuntime, "__init__", start)
+    assert root.main(FLAGS) == 1
+    assert freed.is_set()
 
 
 def test_a_difference_between_code_and_document_refuses_the_start(monkeypatch, capsys) -> None:

@@ -7,6 +7,7 @@ import pytest
 from falcon.testing import Result, TestClient
 
 from engine import EngineError, EngineStoppedError, StartError
+from service.allocation import Allocation
 from service.app import create_app
 from service.context import Context
 from service.errors import UnavailableError
@@ -23,7 +24,7 @@ def client(life: Lifecycle) -> TestClient:
 
 def starting() -> Lifecycle:
     life = Lifecycle()
-    life.allocated(0.25)
+    life.allocated(Allocation(0.25, 5e8, 90.0))
     return life
 
 
@@ -85,6 +86,7 @@ def test_each_probe_answers_what_it_is_asked_for(life: Lifecycle, live: str | No
 def test_verbose_lists_every_check(path: str, query: str) -> None:
     body = client(running()).simulate_get(path, query_string=query).json
     assert (body["status"], body["phase"], body["failure"], body["l1_allocated_ratio"]) == ("ok", "running", None, 1.0)
+    assert (body["l1_bytes_per_second"], body["l1_seconds_left"]) == (None, None)
     assert body["checks"][1] == {
         "name": "socket",
         "status": "ok",
@@ -111,6 +113,7 @@ def test_a_failing_probe_lists_as_much(path: str) -> None:
 def test_an_initialisation_is_shown_on_its_way_and_when_it_has_failed() -> None:
     body = client(starting()).simulate_get(READYZ, query_string="verbose").json
     assert (body["phase"], body["l1_allocated_ratio"], body["checks"]) == ("starting", 0.25, [])
+    assert (body["l1_bytes_per_second"], body["l1_seconds_left"]) == (5e8, 90.0)
     body = client(failed()).simulate_get(LIVEZ, query_string="verbose").json
     assert (body["phase"], body["failure"]) == ("failed", "StartError: cannot listen on 127.0.0.1:1")
 
@@ -152,7 +155,7 @@ def test_a_failure_is_told_in_a_few_words() -> None:
     life = Lifecycle()
     life.fail(RuntimeError("x" * 10_000))
     assert life.state.failure is not None
-    assert len(life.state.failure) == 500
+    assert len(life.state.failure) == 1000
 
 
 def test_a_running_engine_is_lent_and_its_refusals_become_problems() -> None:

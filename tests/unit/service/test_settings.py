@@ -63,12 +63,12 @@ def test_every_setting_can_be_given_in_the_file(load) -> None:
         http: {host: localhost, port: 2, threads: 3, tokens: [], allow_unauthenticated: true, open_probes: false,
                open_metrics: true}
         log: {level: debug, format: human}
-        l1: {size: 1.5GiB, max_size: 2GiB, eviction_policy: LRU}
+        l1: {size: 1.5GiB, max_size: 2GiB, eviction_policy: LRU, huge_pages: try}
         l2: []
         """
     )
     liveness = Liveness(1, 2, 3, 4, 5, 6.5, False)
-    engine = EngineSettings("0.0.0.0", 1, 16, "blake3", liveness, 3 * GIB // 2, 2 * GIB, "lru", (), 0.5)
+    engine = EngineSettings("0.0.0.0", 1, 16, "blake3", liveness, 3 * GIB // 2, 2 * GIB, "lru", (), 0.5, "try")
     assert settings.engine == engine
     assert settings.http == HttpSettings("localhost", 2, 3, (), True, False, True)
     assert settings.http.policy == Policy((), True, False, True)

@@ -7,8 +7,8 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from mmap import PROT_READ, mmap
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,7 +17,10 @@ import pytest
 import torch
 
 from engine import NoMemoryError, StartError
+from engine.l1 import arena as arena_module
+from engine.l1 import huge_pages, pages
 from engine.l1.arena import PREFIX, Arena, remove_leftovers
+from engine.l1.preflight import Room
 from tests.support.server import ROOT
 from tests.unit.engine.support import SHM
 
@@ -53,10 +56,15 @@ def test_who_maps_the_segment_sees_the_same_bytes() -> None:
 
 def test_all_of_it_is_resident_from_the_start() -> None:
     arena = Arena(NAME, MIB)
-    sections = Path("/proc/self/smaps").read_text().split(f"/dev/shm/{NAME}")
-    resident = next(line for line in sections[1].splitlines() if line.startswith("Rss:"))
-    assert int(resident.split()[1]) == 1024
+    assert resident() == MIB
     arena.close()
+
+
+def resident() -> int:
+    """Bytes that the segment has in this process's tables."""
+    sections = Path("/proc/self/smaps").read_text().split(f"/dev/shm/{NAME}\n")
+    line = next(line for line in sections[1].splitlines() if line.startswith("Rss:"))
+    return int(line.split()[1]) << 10
 
 
 def test_closing_removes_the_name_and_a_second_time_does_nothing() -> None:
@@ -122,9 +130,58 @@ def test_an_arena_taken_for_a_leftover_while_it_is_made_is_made_again(monkeypatc
 
 
 def test_a_size_that_does_not_fit_is_refused_and_leaves_nothing() -> None:
-    with pytest.raises(StartError, match=r"does not fit into /dev/shm, which has \d+ bytes free"):
+    with pytest.raises(StartError, match=r"^1073741824 GiB of L1 do not fit: /dev/shm has .* free for 1073741824 GiB"):
         Arena(NAME, 1 << 60)
     assert not PATH.exists()
+
+
+def refused_by(*found: Room) -> Callable[[], Sequence[Room]]:
+    return lambda: found
+
+
+def test_a_memory_limit_refuses_before_anything_is_allocated(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "open", lambda *_: pytest.fail("a segment is made"))
+    limit = Room("limit", "/sys/fs/cgroup/memory.max", 1 << 30, 1 << 20)
+    with pytest.raises(
+        StartError, match=r"^1 MiB of L1 do not fit: the memory limit /sys/fs/cgroup/memory\.max has 1 MiB"
+    ):
+        Arena(NAME, MIB, find_rooms=refused_by(limit))
+
+
+def test_little_memory_beside_it_is_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+    limit = Room("limit", "/sys/fs/cgroup/memory.max", 1 << 30, 100 * MIB)
+    Arena(NAME, MIB, find_rooms=refused_by(limit)).close()
+    [record] = caplog.records
+    assert record.getMessage().startswith(
+        "L1: /sys/fs/cgroup/memory.max has 100 MiB free, which leaves 99 MiB beside L1"
+    )
+
+
+def test_a_length_that_cannot_be_mapped_is_refused_and_leaves_nothing() -> None:
+    with pytest.raises(StartError, match=r"cannot map \d+ GiB of shared memory: .* make l1\.max_size smaller"):
+        Arena(NAME, MIB, 1 << 62)
+    assert not PATH.exists()
+
+
+def test_what_was_allocated_until_it_failed_is_given_back_though_the_error_is_held() -> None:
+    opened: list[int] = []
+
+    def fail(done: int) -> None:
+        opened.append(os.open(PATH, os.O_RDONLY))
+        raise InterruptedError
+
+    with pytest.raises(InterruptedError) as caught:
+        Arena(NAME, MIB, progress=fail)
+    assert caught.tb is not None
+    assert os.fstat(opened[0]).st_blocks == 0
+    os.close(opened[0])
+
+
+def test_a_kernel_that_cannot_populate_has_its_pages_touched(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pages, "populate", lambda address, length: False)
+    arena = Arena(NAME, MIB)
+    assert resident() == MIB
+    arena.close()
 
 
 def test_its_making_shows_progress_and_can_be_given_up() -> None:
@@ -184,7 +241,7 @@ def test_where_there_is_a_gpu_the_arena_is_pinned_and_unpinned_once(monkeypatch:
 def test_an_arena_that_cannot_be_pinned_is_refused_and_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "cudart", lambda: SimpleNamespace(cudaHostRegister=lambda *_: 2))
-    with pytest.raises(StartError, match="cannot pin 1048576 bytes of L1 for the GPU"):
+    with pytest.raises(StartError, match="cannot pin 1 MiB of L1 for the GPU"):
         Arena(NAME, MIB)
     assert not PATH.exists()
 
@@ -273,6 +330,96 @@ class TestResizing:
             arena.grow(MIB, 4 * MIB)
             assert taken() == 4 * MIB
 
+    def test_a_growth_is_held_against_what_there_is_and_changes_nothing(self) -> None:
+        found: list[Room] = []
+        arena = Arena(NAME, MIB, 4 * MIB, find_rooms=lambda: found)
+        found.append(Room("limit", "/sys/fs/cgroup/memory.max", 1 << 30, 66 * MIB))
+        with pytest.raises(NoMemoryError, match=r"^3 MiB more of L1 do not fit: the memory limit .* has 66 MiB"):
+            arena.grow(MIB, 4 * MIB)
+        assert taken() == MIB
+        arena.grow(MIB, 2 * MIB)
+        assert taken() == 2 * MIB
+        arena.close()
+
+
+class TestHugePages:
+    """What the kernel gives is told to the arena; whether this one gives any is not known."""
+
+    @pytest.fixture
+    def given(self, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+        """Bytes of the mapping that are in huge pages; the last is what is found next and from then on."""
+        sizes = [0]
+        monkeypatch.setattr(huge_pages, "obstacle", lambda: None)
+        monkeypatch.setattr(huge_pages, "page_bytes", lambda: 4096)
+        monkeypatch.setattr(huge_pages, "mapped_huge", lambda *_: sizes.pop(0) if sizes[1:] else sizes[0])
+        return sizes
+
+    def test_nobody_asks_for_them_by_default(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(pages, "want_huge", lambda *_: pytest.fail("asked for"))
+        monkeypatch.setattr(huge_pages, "mapped_huge", lambda *_: pytest.fail("counted"))
+        Arena(NAME, MIB).close()
+
+    def test_those_that_are_given_are_told(self, given: list[int], caplog: pytest.LogCaptureFixture) -> None:
+        given[:] = [0, MIB]
+        with caplog.at_level("INFO", arena_module.__name__):
+            Arena(NAME, MIB, huge="require").close()
+        assert [record.getMessage() for record in caplog.records] == ["L1: 1 MiB of 1 MiB are in huge pages"]
+
+    def test_the_file_is_not_asked_to_allocate_small_ones(
+        self, given: list[int], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(os, "posix_fallocate", lambda *_: pytest.fail("small pages"))
+        with closing(Arena(NAME, MIB, huge="try")):
+            assert (taken(), resident()) == (MIB, MIB)
+
+    def test_those_that_are_missing_are_told_where_they_are_tried(
+        self, given: list[int], caplog: pytest.LogCaptureFixture
+    ) -> None:
+        given[:] = [0, MIB // 2]
+        Arena(NAME, MIB, huge="try").close()
+        [record] = caplog.records
+        assert record.levelname == "WARNING"
+        assert record.getMessage().startswith(
+            "L1: only 0.5 MiB of 1 MiB of L1 are in huge pages, since the kernel found"
+        )
+
+    def test_those_that_are_missing_refuse_where_they_are_required(self, given: list[int]) -> None:
+        given[:] = [0, MIB // 2]
+        with pytest.raises(StartError, match=r"^l1\.huge_pages is require, but only 0\.5 MiB of 1 MiB of L1"):
+            Arena(NAME, MIB, huge="require")
+        assert not PATH.exists()
+
+    def test_a_kernel_that_gives_none_is_told_before_anything_is_allocated(
+        self, given: list[int], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(huge_pages, "obstacle", lambda: "a file says never")
+        monkeypatch.setattr(os, "open", lambda *_: pytest.fail("a segment is made"))
+        with pytest.raises(StartError, match=r"^l1\.huge_pages is require, but a file says never; or set it to try$"):
+            Arena(NAME, MIB, huge="require")
+
+    def test_what_is_grown_has_to_be_huge_too_and_what_was_there_does_not_count(self, given: list[int]) -> None:
+        given[:] = [0, MIB]
+        with closing(Arena(NAME, MIB, 4 * MIB, huge="require")) as arena:
+            given[:] = [MIB, 2 * MIB]
+            with pytest.raises(NoMemoryError, match=r"only 1 MiB of 3 MiB of L1 are in huge pages"):
+                arena.grow(MIB, 4 * MIB)
+            assert taken() == MIB
+            given[:] = [MIB, 4 * MIB]
+            arena.grow(MIB, 4 * MIB)
+            assert taken() == 4 * MIB
+
+    def test_on_this_kernel_it_works_or_says_why_not(self, caplog: pytest.LogCaptureFixture) -> None:
+        size = 8 * MIB
+        with caplog.at_level("INFO", arena_module.__name__), closing(Arena(NAME, size, huge="try")) as arena:
+            assert (resident(), bool(arena.bytes.any())) == (size, False)
+            arena.bytes.fill_(7)
+            arena.discard(5 * MIB, size)
+            assert arena.bytes[: 5 * MIB].eq(7).all()
+            assert not arena.bytes[5 * MIB :].any()
+            arena.grow(5 * MIB, size)
+            assert resident() == size
+        assert all("huge pages" in record.getMessage() for record in caplog.records)
+
 
 class FakeCuda:
     """Notes what is pinned, as ranges of the arena; refuses where it is told."""
@@ -327,7 +474,7 @@ class TestPinning:
         with arena_of(MIB, 4 * MIB) as arena:
             place = arena.bytes.data_ptr()
             cuda.refuses = True
-            with pytest.raises(NoMemoryError, match="cannot pin 3145728 bytes"):
+            with pytest.raises(NoMemoryError, match="cannot pin 3 MiB of L1"):
                 arena.grow(MIB, 4 * MIB)
             assert (taken(), cuda.pinned) == (MIB, {place: MIB})
             cuda.refuses = False

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from queue import Empty, SimpleQueue
 
 import pytest
@@ -130,6 +131,30 @@ def test_every_task_is_answered_in_order(worker: TransferWorker, copier: FakeCop
         ("unmap", 1),
         ("discard", (4096, 8192)),
     ]
+
+
+def test_much_memory_goes_in_pieces_that_let_others_by(
+    worker: TransferWorker, copier: FakeCopier, events: Events
+) -> None:
+    gibibyte = 1 << 30
+    worker.submit(Discard(4096, gibibyte))
+    worker.submit(copy(7))
+    worker.start()
+    assert [events.next() for _ in range(2)] == [CopyEnded(1000.0, 7, None), Discarded(1000.0, None)]
+    pieces = [range_ for call, range_ in copier.calls if call == "discard"]
+    assert (pieces[0][0], pieces[-1][1]) == (4096, gibibyte)
+    assert all(before[1] == after[0] for before, after in pairwise(pieces))
+    assert len(pieces) == 4
+    assert copier.calls.index(("copy", 7)) == 2
+    until(lambda: worker.beats == 5, "every piece is a sign of life")
+
+
+def test_a_piece_that_cannot_be_given_back_ends_it(worker: TransferWorker, copier: FakeCopier, events: Events) -> None:
+    copier.on_map = fail(ValueError("no"))
+    worker.submit(Discard(0, 1 << 30))
+    worker.submit(copy(7))
+    worker.start()
+    assert [events.next() for _ in range(2)] == [Discarded(1000.0, "no"), CopyEnded(1000.0, 7, None)]
 
 
 def test_all_work_is_done_on_one_thread(worker: TransferWorker, copier: FakeCopier, events: Events) -> None:
