@@ -46,7 +46,8 @@ class PolicySuite:
         shelf.put("cab")
         assert shelf.order == [*"cab"]
 
-    def test_the_suffix_of_a_prompt_goes_before_its_prefix(self, shelf: Shelf) -> None:
+    def test_the_suffix_of_a_prompt_goes_before_its_prefix(self) -> None:
+        shelf = Shelf(self.make(5000 * PAGE))
         for key, parent in ("a-", "ba", "cb"):
             shelf.begin(key, parent=parent)
         shelf.unhold("cba")
@@ -270,7 +271,8 @@ class PolicySuite:
             shelf.request(random.randrange(600) if number % 3 else number)
             found = ghosts(shelf.policy)
             most = max(most, sum(each.size for each in found))
-            assert all(len(each._order) <= 2 * len(each) + 64 for each in found)
+            assert all(len(each._oldest) <= 256 + len(each) // 64 for each in found)
+            assert all(len(each._shared) <= 1024 for each in found)
         assert most <= self.ghost_capacities * capacity
         assert bool(most) == bool(self.ghost_capacities)
 
