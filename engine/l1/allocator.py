@@ -58,6 +58,10 @@ class Allocator:
         self._used += size
         return start
 
+    def fits(self, size: int) -> bool:
+        """Whether there is a free range of `size` bytes."""
+        return bool(self._by_size) and self._by_size[-1][0] >= size
+
     def free(self, offset: int, size: int) -> None:
         """Takes back what `allocate` handed out."""
         self._used -= size

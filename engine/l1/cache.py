@@ -8,8 +8,10 @@ ends. So a slot never changes owner while anybody reads or writes it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Final, cast, get_args
 
 from engine.keys import Namespace
@@ -148,17 +150,22 @@ class L1Cache:
         nothing was evicted then.
         """
         occupied = self._occupied(size)
-        partition = self._partitions.of(namespace.cache_salt)
+        salt = namespace.cache_salt
+        partition = self._partitions.of(salt)
         partition.policy.expect(key, occupied)
-        offset = None if partition.missing(occupied) else self._allocator.allocate(occupied)
-        if offset is None:
-            for victim in self._room(partition, occupied):
-                self._evict(victim)
-            offset = self._allocator.allocate(occupied)
-            assert offset is not None  # `_room` names what it takes
+        try:
+            victims = self._room(partition, occupied)
+        except NoSpaceError:
+            self._partitions.forget_unused(salt)
+            raise
+        # NOTE: Before the victims go: the partition of a tenant that has nothing for a moment would end.
+        self._partitions.count(salt, occupied)
+        for victim in victims:
+            self._evict(victim)
+        offset = self._allocator.allocate(occupied)
+        assert offset is not None  # `_room` names what it takes
         entry = self._entries[key] = Entry(key, namespace, offset, occupied, now, self.epoch)
         self._places.add(entry)
-        self._partitions.count(namespace.cache_salt, occupied)
         partition.policy.insert(entry, parent if parent is not None and parent.visible else None)
         self._begin_use(entry)
         self._reserved_bytes += occupied
@@ -337,7 +344,8 @@ class L1Cache:
     def evict_over_limits(self, count: int) -> list[Entry]:
         """Evicts up to `count` objects of tenants that have more than their limit; returns them."""
         evicted: list[Entry] = []
-        for partition in self._partitions:
+        # NOTE: A copy, since the partition of a tenant that loses everything may end.
+        for partition in [*self._partitions]:
             while partition.missing(0) and len(evicted) < count:
                 victim = next(partition.victims(), None)
                 if victim is None:
@@ -424,34 +432,46 @@ class L1Cache:
         if entry not in self._in_use:
             self._free(entry)
 
-    def _room(self, partition: Partition, size: int) -> list[Entry]:
-        """What to evict for a contiguous range of `size` bytes. Raises NoSpaceError."""
-        condemned = self._over_limit(partition, size) if partition.quota.limit is not None else ()
-
-        def may_go(entry: Entry) -> bool:
-            if entry in self._in_use:
-                return False
-            loser = self._partitions.of(entry.namespace.cache_salt)
-            return self._partitions.may_lose(loser, partition, entry.size)
-
-        found = self._rooms.find(size, condemned, self._partitions.victims(partition), may_go, self._in_use)
+    def _room(self, partition: Partition, size: int) -> Collection[Entry]:
+        """What to evict so that there is a free range of `size` bytes for an object. Raises NoSpaceError."""
+        condemned = self._over_limit(partition, size)
+        if self._allocator.fits(size):
+            return condemned
+        victims, allowance = self._partitions.victims(partition), partial(self._allowance, partition)
+        found = self._rooms.find(size, condemned, victims, allowance, self._in_use)
         if not found:
             enough = self.capacity - self._in_use_bytes - self._partitions.protected(partition) >= size
             raise NoSpaceError("fragmented" if enough else "in_use")
         return found
 
-    def _over_limit(self, partition: Partition, size: int) -> list[Entry]:
+    def _over_limit(self, partition: Partition, size: int) -> dict[Entry, None]:
         """Objects of the partition that have to go so that another `size` bytes are within its limit."""
         missing = partition.missing(size)
-        condemned: list[Entry] = []
+        condemned: dict[Entry, None] = {}
         for victim in partition.victims() if missing > 0 else ():
             if missing <= 0:
                 break
-            condemned.append(victim)
+            condemned[victim] = None
             missing -= victim.size
         if missing > 0:
             raise NoSpaceError("quota")
         return condemned
+
+    def _allowance(self, asking: Partition) -> Callable[[Entry], bool]:
+        """Tells of one object after the other whether it may go too for an object of the partition `asking`."""
+        lost: Counter[Partition] = Counter()
+
+        def may_go(entry: Entry) -> bool:
+            if entry in self._in_use:
+                return False
+            loser = self._partitions.of(entry.namespace.cache_salt)
+            size = lost[loser] + entry.size
+            if not self._partitions.may_lose(loser, asking, size):
+                return False
+            lost[loser] = size
+            return True
+
+        return may_go
 
 
 def _policy_of(entry: Entry) -> EvictionPolicy:

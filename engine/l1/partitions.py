@@ -69,7 +69,7 @@ class Partitions:
         """By cache salt."""
         self._make_policy = make_policy
         self._capacity = capacity
-        self._shared = Partition(make_policy(capacity), UNLIMITED)
+        self._shared = Partition(make_policy(self._capacity_of(UNLIMITED)), UNLIMITED)
         self._own: dict[str, Partition] = {}
 
     def __iter__(self) -> Iterator[Partition]:
@@ -86,10 +86,16 @@ class Partitions:
             return self._shared
         found = own.get(salt)
         if found is None:
-            if self.default == UNLIMITED:
+            quota = self.quotas.get(salt, self.default)
+            if quota == UNLIMITED:
                 return self._shared
-            found = self._separate(salt, self.default)
+            found = self._separate(salt, quota)
         return found
+
+    def forget_unused(self, salt: str) -> None:
+        """The partition of a tenant that has nothing, and no quota of its own, ends."""
+        if salt in self._own and salt not in self.quotas and salt not in self.usage:
+            del self._own[salt]
 
     def count(self, salt: str, size: int) -> None:
         """A tenant's objects occupy `size` bytes more, or less if that is negative."""
@@ -97,8 +103,7 @@ class Partitions:
         usage = self.usage[salt] = self.usage.get(salt, 0) + size
         if not usage:
             del self.usage[salt]
-            if salt in self._own and salt not in self.quotas:
-                del self._own[salt]
+            self.forget_unused(salt)
 
     def clear(self, left: Iterable[Entry]) -> None:
         """Every object is gone; only these still occupy their slots."""
@@ -107,6 +112,8 @@ class Partitions:
             partition.policy.clear()
             partition.former.clear()
             partition.used = 0
+        for salt in [*self._own]:
+            self.forget_unused(salt)
         for entry in left:
             self.count(entry.namespace.cache_salt, entry.size)
 
@@ -160,7 +167,7 @@ class Partitions:
         return loser is asking or loser.excess >= size
 
     def _merged(self, asking: Partition) -> Iterator[Entry]:
-        fronts = [_Front(partition, self.may_lose, asking) for partition in self]
+        fronts = [_Front(partition, asking) for partition in self]
         while fronts := [front for front in fronts if front.victim is not None]:
             oldest = min(fronts, key=_used)
             assert oldest.victim is not None
@@ -187,13 +194,15 @@ class Partitions:
         return made
 
     def _capacity_of(self, quota: Quota) -> int:
-        return self._capacity if quota.limit is None else max(1, min(quota.limit, self._capacity))
+        """Of its policy."""
+        # NOTE: No policy has to get along with nothing, as when L1 is made smaller than that for a while.
+        return max(1, self._capacity if quota.limit is None else min(quota.limit, self._capacity))
 
 
 class _Front:
     """The next victim of a partition."""
 
-    def __init__(self, partition: Partition, may_lose: Callable[[Partition, Partition, int], bool], asking: Partition):
+    def __init__(self, partition: Partition, asking: Partition) -> None:
         self._partition = partition
         self._asking = asking
         self._victims = partition.victims()

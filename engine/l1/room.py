@@ -15,6 +15,9 @@ _LOOKS: Final = 256
 _GAPS: Final = 256
 """Gaps between objects in use that are looked at."""
 
+MayGo = Callable[[Entry], bool]
+"""Told of one object after the other, whether it may go too."""
+
 
 class RoomFinder:
     """Finds room among objects that may be evicted.
@@ -35,22 +38,22 @@ class RoomFinder:
         size: int,
         condemned: Collection[Entry],
         victims: Iterable[Entry],
-        may_go: Callable[[Entry], bool],
+        allowance: Callable[[], MayGo],
         in_use: Iterable[Entry],
-    ) -> list[Entry]:
-        """Objects without which there is a free range of `size` bytes; empty if there are none.
+    ) -> Collection[Entry]:
+        """Objects without which there is a free range of `size` bytes, where there is none; empty if there are none.
 
-        `condemned` ones go in any case; `victims` are further ones in the order of the policy. `may_go` tells of any
-        object that is not in use whether it may be evicted.
+        `condemned` ones go in any case; `victims` are further ones in the order of the policy. `allowance` begins to
+        tell of any objects which of them may be evicted together.
         """
         runs = _Runs(self._allocator)
         for victim in condemned:
-            run = runs.add(victim)
+            run = runs.add(victim) if self._is_inside(victim) else (0, 0)
             if run[1] - run[0] >= size:
-                return list(condemned)
+                return condemned
         coldest: Entry | None = None
         for victim in islice(victims, _LOOKS):
-            if victim.end > self._allocator.capacity or victim in condemned:
+            if victim in condemned or not self._is_inside(victim):
                 continue
             if coldest is None and not condemned and victim.size >= size:
                 return [victim]
@@ -58,16 +61,22 @@ class RoomFinder:
             run = runs.add(victim)
             if run[1] - run[0] >= size:
                 return _union(condemned, runs.cheapest_window(run, size))
-        window = self._around(coldest, size, may_go) if coldest else []
-        return _union(condemned, window) if window else self._between(size, condemned, may_go, in_use)
+        window = self._around(coldest, size, allowance()) if coldest else []
+        return _union(condemned, window) if window else self._between(size, condemned, allowance, in_use)
 
-    def _around(self, victim: Entry, size: int, may_go: Callable[[Entry], bool]) -> list[Entry]:
+    def _is_inside(self, entry: Entry) -> bool:
+        """It does not reach behind the capacity, where nothing is put."""
+        return entry.end <= self._allocator.capacity
+
+    def _around(self, victim: Entry, size: int, may_go: MayGo) -> list[Entry]:
         """The victim with as many of its neighbours as it takes, those behind it first; empty if that is not enough."""
+        if not may_go(victim):
+            return []
         allocator, taken = self._allocator, [victim]
         start, end = allocator.free_start_before(victim.offset), allocator.free_end_after(victim.end)
         while end - start < size:
             behind = self._places.at(end)
-            if behind is None or not may_go(behind):
+            if behind is None or not self._is_inside(behind) or not may_go(behind):
                 break
             taken.append(behind)
             end = allocator.free_end_after(behind.end)
@@ -80,12 +89,12 @@ class RoomFinder:
         return taken
 
     def _between(
-        self, size: int, condemned: Collection[Entry], may_go: Callable[[Entry], bool], in_use: Iterable[Entry]
-    ) -> list[Entry]:
+        self, size: int, condemned: Collection[Entry], allowance: Callable[[], MayGo], in_use: Iterable[Entry]
+    ) -> Collection[Entry]:
         """What lies in a gap between objects in use."""
         for start in islice(_gaps(in_use, size, self._allocator.capacity), _GAPS):
             window = self._inside(start, start + size)
-            if all(map(may_go, window)):
+            if all(map(allowance(), window)):
                 return _union(condemned, window)
         return []
 
@@ -98,8 +107,8 @@ class RoomFinder:
         return inside
 
 
-def _union(condemned: Collection[Entry], window: list[Entry]) -> list[Entry]:
-    return list(dict.fromkeys([*condemned, *window])) if condemned else window
+def _union(condemned: Collection[Entry], window: list[Entry]) -> Collection[Entry]:
+    return dict.fromkeys([*condemned, *window]) if condemned else window
 
 
 def _gaps(in_use: Iterable[Entry], size: int, capacity: int) -> Iterator[int]:

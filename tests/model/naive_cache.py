@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from engine.l1.cache import ALIGNMENT, Entry
+from engine.l1.cache import ALIGNMENT
+from engine.l1.entry import Entry
 from engine.status import MissReason
 
 Key = tuple[int, int]
@@ -45,24 +46,34 @@ class Item:
 
 
 class NaiveOrder:
-    """In which order objects may be evicted.
+    """In which order objects may be evicted, as far as that is known.
 
-    While the policy changes it is not known exactly: what was not used since then comes first, in its old order, and
-    what was stored or used comes behind it in any order. What was only touched may be anywhere.
+    Of LRU and FIFO it is known exactly. While one of them is replaced by the other, what was not used since then comes
+    first, in its old order, and what was stored or used comes behind it in any order. Of others nothing is known, and
+    of FIFO neither once it has replaced another policy.
     """
 
-    def __init__(self) -> None:
-        self.policy = "lru"
+    def __init__(self, policy: str) -> None:
+        self.policy = policy
         self.is_changing = False
+        self._is_known = policy in ("lru", "fifo")
         self._keys: list[Key] = []
-        """lru: the evictable ones by last use. fifo: all by arrival. While it changes: those that were not used."""
+        """lru: the evictable ones by last use. fifo: all that stand in line. While it changes: those not used."""
+        self._back: list[Key] = []
+        """fifo: what was held when its turn came and is not held any more, which goes first."""
+        self._out: set[Key] = set()
+        """fifo: what was held when its turn came, and still is."""
         self._used: set[Key] = set()
+        """Stored or used while it changes."""
 
     def come(self, key: Key) -> None:
         """It becomes evictable, for the first time or again."""
         if self.is_changing:
             self._used.add(key)
-        elif key not in self._keys:
+        elif key in self._out:
+            self._out.remove(key)
+            self._back.append(key)
+        elif key not in self._keys and key not in self._back:
             self._keys.append(key)
 
     def hold(self, key: Key) -> None:
@@ -71,44 +82,56 @@ class NaiveOrder:
 
     def remove(self, key: Key) -> None:
         self._keys = [each for each in self._keys if each != key]
+        self._back = [each for each in self._back if each != key]
+        self._out.discard(key)
         self._used.discard(key)
 
     def touch(self, keys: Iterable[Key]) -> None:
         for key in keys:
             if key in self._keys and (self.is_changing or self.policy == "lru"):
                 self._keys.remove(key)
-                if not self.is_changing:
-                    self._keys.append(key)
+                self.come(key)
 
     def change(self, policy: str, ranked: list[Key]) -> None:
+        self._is_known = self._is_known and policy in ("lru", "fifo")
         self.policy, self.is_changing = policy, True
+        self._keys, self._back, self._out, self._used = list(ranked), [], set(), set()
+
+    def settle(self, ranked: list[Key]) -> None:
+        """The change has ended."""
+        self.is_changing = False
+        self._is_known = self.policy == "lru"
         self._keys, self._used = list(ranked), set()
 
-    def settle(self, known: list[Key]) -> None:
-        """The change has ended. `known`: those that the new policy has a place for."""
-        self.is_changing = False
-        self._keys, self._used = list(known), set()
+    @property
+    def is_exact(self) -> bool:
+        return self._is_known and not self.is_changing
 
     def check(self, ranked: list[Key], evictable: list[Key]) -> None:
+        """`ranked` was asked for to its end, which takes what is held out of the line of FIFO."""
         assert sorted(ranked) == sorted(evictable)
-        if self.is_changing:
+        if self._is_known and self.is_changing:
             sure = [key for key in ranked if key in self._keys or key in self._used]
             assert sure[: len(self._keys)] == self._keys, "a change has mixed up the order"
-        else:
-            assert ranked == [key for key in self._keys if key in evictable]
+        elif self._is_known:
+            line = [*self._back, *self._keys]
+            self._out |= {key for key in line if key not in evictable}
+            self._back = [key for key in self._back if key not in self._out]
+            self._keys = [key for key in self._keys if key not in self._out]
+            assert ranked == [*self._back, *self._keys]
 
 
 class NaiveCache:
     """The oracle of one `L1Cache`."""
 
-    def __init__(self, pages: int) -> None:
+    def __init__(self, pages: int, policy: str) -> None:
         self.pages = pages
         """The capacity."""
         self.end = pages
         """Where the tail behind it ends."""
         self.live: list[Item] = []
         """Everything that occupies a slot, doomed objects included."""
-        self.order = NaiveOrder()
+        self.order = NaiveOrder(policy)
         self.ranked: list[Key] = []
         """The order as it was found to be right."""
         self._reasons: dict[Key, MissReason] = {}
@@ -201,7 +224,7 @@ class NaiveCache:
     def cheapest_eviction(self, pages: int) -> tuple[list[Item], int] | None:
         """The shortest head of the order that has to be considered, and the fewest pages to evict out of it.
 
-        None if evicting everything evictable would not make room. What lies behind the capacity makes none.
+        None if evicting everything evictable that lies below the capacity would not make room.
         """
         beyond = self.beyond()
         candidates = [item for item in self.evictable() if item not in beyond]
@@ -211,6 +234,10 @@ class NaiveCache:
             if costs:
                 return head, min(costs)
         return None
+
+    def can_make_room(self, pages: int) -> bool:
+        """Whether evicting everything evictable does."""
+        return any(windows(self.free_pages(self.evictable()), pages))
 
     def _explain(self, key: Key, reason: MissReason | None) -> None:
         self._cleared.discard(key)

@@ -10,10 +10,11 @@ import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from engine.discovery import policy_maker, policy_names
 from engine.keys import namespace
 from engine.l1.cache import ALIGNMENT, L1Cache, NoSpaceError
-from engine.l1.policies import fifo_policy, lru_policy
-from engine.status import MissReason
+from engine.l1.entry import Entry
+from engine.status import MissReason, RefusalReason
 from tests.model.budget import budget
 from tests.model.naive_cache import Item, Key, NaiveCache, key_bytes, key_of, windows
 
@@ -23,7 +24,8 @@ ALL_KEYS = [(chain, index) for chain in range(CHAINS) for index in range(CHAIN_L
 PICK = st.integers(0, 1 << 16)
 NAMESPACE = namespace("m", 1, 0, bytes(16), "")
 MOST_PAGES = 16
-POLICIES = {"fifo": fifo_policy.Policy, "lru": lru_policy.Policy}
+POLICIES = ["lru", "lru", *policy_names()]
+REASON: RefusalReason = "in_use"
 CHANGES = st.sampled_from([(), (), ("size",), ("policy",), ("size", "policy")])
 """What operators change in one run."""
 
@@ -35,12 +37,13 @@ class L1CacheMachine(RuleBasedStateMachine):
         pages=st.integers(3, 14),
         spare=st.sampled_from([0, 1, 4095]),
         uniform=st.sampled_from([None, 1, 2, 3]),
+        policy=st.sampled_from(POLICIES),
         changes=CHANGES,
     )
-    def start(self, pages: int, spare: int, uniform: int | None, changes: tuple[str, ...]) -> None:
-        self.cache = L1Cache(pages * ALIGNMENT + spare, lru_policy.Policy())
+    def start(self, pages: int, spare: int, uniform: int | None, policy: str, changes: tuple[str, ...]) -> None:
+        self.cache = L1Cache(pages * ALIGNMENT + spare, policy_maker(policy))
         self.arena = bytearray(MOST_PAGES * ALIGNMENT)
-        self.model = NaiveCache(pages)
+        self.model = NaiveCache(pages, policy)
         self.uniform = uniform
         self.changes = changes
         self.random = Random(pages)
@@ -66,7 +69,7 @@ class L1CacheMachine(RuleBasedStateMachine):
             item = self._reserve(key, (self.uniform or pages) * ALIGNMENT)
             if item is None:
                 refused = absent[len(reserved) :]
-                self.cache.refuse([key_bytes(each) for each in refused])
+                self.cache.refuse([key_bytes(each) for each in refused], REASON)
                 self.model.refuse(refused)
                 break
             reserved.append(item)
@@ -111,6 +114,21 @@ class L1CacheMachine(RuleBasedStateMachine):
 
     @rule(key=CHUNKS)
     def use(self, key: Key) -> None:
+        self._use_prefix(key)
+
+    @rule(key=CHUNKS)
+    def touch(self, key: Key) -> None:
+        self._touch_prefix(key)
+
+    @rule(key=CHUNKS)
+    def look_up_and_end(self, key: Key) -> None:
+        """The prefix that is there is leased, used, and let go."""
+        prefix = [item for each in _prefix(key) if (item := self.model.visible(each)) and item.committed]
+        for item in prefix:
+            self._lease(item, 1)
+        self._use_prefix(key)
+        for item in prefix:
+            self._release(item, 1)
         self._touch_prefix(key)
 
     # What ends objects
@@ -149,13 +167,14 @@ class L1CacheMachine(RuleBasedStateMachine):
         """To a place before or inside of an object; what lies behind is evicted in parts, or not yet."""
         pages = self._pick(self.model.live, pick).pages[0] + pick % 2
         self.set_capacity(pages, spare)
-        for seat in range(0, self.cache.seats if pick % 4 else 1, part):
-            self._evict_beyond(seat, part)
+        place: int | None = 0
+        while place is not None:
+            place = self._evict_beyond(place, part) if pick % 4 else None
 
     @precondition(lambda self: self.model.beyond())
-    @rule(seat=st.integers(0, CHAINS * CHAIN_LENGTH), count=st.integers(1, CHAINS * CHAIN_LENGTH))
-    def evict_beyond(self, seat: int, count: int) -> None:
-        self._evict_beyond(seat, count)
+    @rule(page=st.integers(0, MOST_PAGES), count=st.integers(1, CHAINS * CHAIN_LENGTH))
+    def evict_beyond(self, page: int, count: int) -> None:
+        self._evict_beyond(page * ALIGNMENT, count)
 
     @precondition(lambda self: self.model.end > self.model.pages and not self.model.beyond())
     @rule()
@@ -167,12 +186,12 @@ class L1CacheMachine(RuleBasedStateMachine):
         self.model.end = self.model.pages
 
     @precondition(lambda self: "policy" in self.changes)
-    @rule(name=st.sampled_from([*POLICIES, *[None] * 6]))
+    @rule(name=st.sampled_from([*POLICIES, *[None] * 2 * len(POLICIES)]))
     def change_policy(self, name: str | None) -> None:
         """Also while the last change has not ended."""
         if name is None:
             return
-        self.cache.change_policy(POLICIES[name]())
+        self.cache.change_policy(policy_maker(name))
         self.model.order.change(name, self.model.ranked)
 
     @precondition(lambda self: self.model.order.is_changing)
@@ -181,9 +200,11 @@ class L1CacheMachine(RuleBasedStateMachine):
         ended = self.cache.hand_over(count)
         self.the_order_of_eviction_is_right()
         if ended:
-            policy = self.cache._policy
-            assert type(policy) is POLICIES[self.model.order.policy]
-            self.model.order.settle([key_of(key) for key in policy._order])
+            while self.cache._moves:
+                self.cache.end_move()
+            present = policy_maker(self.model.order.policy)
+            assert all(type(item.entry.queue.owner) is present for item in self._visible() if item.entry.queue)
+            self.model.order.settle(self._ranked())
 
     # What always holds
 
@@ -203,10 +224,14 @@ class L1CacheMachine(RuleBasedStateMachine):
         assert counters.stored_objects - counters.evicted_objects - counters.cleared_objects == self.cache.ready_objects
 
     @invariant()
-    def everyone_who_is_visible_has_a_seat(self) -> None:
-        expected = {item.entry for item in self._visible()}
-        assert len(expected) == len(self.cache.page(0, self.cache.seats).members)
-        assert all(self.cache.page(entry.seat, 1).members == [entry] for entry in expected)
+    def a_walk_meets_everyone_who_is_visible_in_the_order_of_the_places(self) -> None:
+        expected = sorted((item.entry for item in self._visible()), key=_offset)
+        assert self.cache.page(0, len(ALL_KEYS) + 1) == (expected, None)
+        for entry, following in zip(expected, [*expected[1:], None], strict=True):
+            page = self.cache.page(entry.offset, 1)
+            assert page.members == [entry]
+            assert (page.next_place is None) == (self._next_place(entry.offset) is None)
+            assert following is None or self.cache.page(entry.offset + ALIGNMENT, 1).members == [following]
 
     @invariant()
     def the_reason_of_a_miss_is_the_true_one(self) -> None:
@@ -238,7 +263,7 @@ class L1CacheMachine(RuleBasedStateMachine):
 
     @invariant()
     def the_order_of_eviction_is_right(self) -> None:
-        self.model.check_order([key_of(key) for key in self.cache._policy.victims()])
+        self.model.check_order(self._ranked())
 
     def teardown(self) -> None:
         """Everything can be let go, and then all of L1 is free."""
@@ -255,45 +280,57 @@ class L1CacheMachine(RuleBasedStateMachine):
 
     # Each step, with its check
 
-    def _evict_beyond(self, seat: int, count: int) -> None:
-        there = [item for item in self.model.beyond() if item.visible]
-        expected = [item for item in there if seat <= item.entry.seat < seat + count]
-        evicted = self.cache.evict_beyond(seat, count)
-        assert {entry.key for entry in evicted} == {key_bytes(item.key) for item in expected}
+    def _evict_beyond(self, place: int, count: int) -> int | None:
+        """Looks at the next objects from a place on; returns where to go on."""
+        following = sorted((item for item in self._visible() if item.entry.offset >= place), key=_item_offset)[:count]
+        expected = [item for item in following if item in self.model.beyond()]
+        page = self.cache.evict_beyond(place, count)
+        assert [entry.key for entry in page.members] == [key_bytes(item.key) for item in expected]
         for item in expected:
             self.model.hide(item, "evicted")
+        return page.next_place
 
     def _reserve(self, key: Key, size: int) -> Item | None:
         pages = -(-size // ALIGNMENT)
         self.the_order_of_eviction_is_right()
-        plan = self.model.cheapest_eviction(pages)
         before = self._state()
-        if plan is None:
+        if not self.model.can_make_room(pages):
             with pytest.raises(NoSpaceError):
                 self.cache.reserve(key_bytes(key), size, NAMESPACE, 0.0)
             assert self._state() == before, "a refusal has changed something"
             return None
-        candidates, cost = plan
+        plan = self.model.cheapest_eviction(pages)
         there = self.model.evictable()
         entry = self.cache.reserve(key_bytes(key), size, NAMESPACE, 0.0)
         gone = [item for item in there if self.cache.find(key_bytes(item.key)) is not item.entry]
-        assert set(gone) <= set(candidates), "evicted something else than the least recently used"
-        assert sum(len(item.pages) for item in gone) == cost, "evicted more than needed"
-        for item in gone:
-            self._check_order(item, there, gone)
-            self.model.hide(item, "evicted")
         item = Item(key, entry, size, bytearray())
+        self._check_plan(plan, gone, item)
+        for each in gone:
+            self._check_order(each, there, gone)
+            self.model.hide(each, "evicted")
         item.data[:] = self.arena[entry.offset : entry.offset + size]
         self.model.live.append(item)
         self.slots_are_apart_and_counted()
         return item
+
+    def _check_plan(self, plan: tuple[list[Item], int] | None, gone: list[Item], new: Item) -> None:
+        """Nothing goes in vain. `plan`: what the order allows to go, and how much of it has to."""
+        cost = sum(len(item.pages) for item in gone)
+        if plan is None:
+            assert all(set(item.pages) & set(new.pages) for item in gone), "evicted what lies elsewhere"
+        elif self.model.order.is_exact:
+            assert set(gone) <= set(plan[0]), "evicted something else than what was to go first"
+            assert cost == plan[1], "evicted more than needed"
+        elif self.uniform and not self.changes:
+            assert len(gone) <= 1, "evicted more than needed"
+        assert cost == 0 or plan is None or plan[1], "evicted something where there was room"
 
     def _check_order(self, gone: Item, there: list[Item], all_gone: list[Item]) -> None:
         """Among objects of one size, a chunk never goes before one that is worth nothing without it.
 
         Only LRU knows that of what was stored apart; and what lies behind the capacity is not asked to go.
         """
-        if self.uniform and not self.changes:
+        if self.uniform and not self.changes and self.model.order.policy == "lru":
             chain, index = gone.key
             for other in there:
                 if other not in all_gone:
@@ -321,17 +358,32 @@ class L1CacheMachine(RuleBasedStateMachine):
         if not item.leases:
             self.model.unused(item)
 
+    def _use_prefix(self, key: Key) -> None:
+        there = [item for each in _prefix(key) if (item := self.model.visible(each)) and item.committed]
+        self.cache.use([item.entry for item in there], 0.0)
+        self.model.order.touch([item.key for item in there])
+
     def _touch_prefix(self, key: Key) -> None:
-        prefix = [(key[0], index) for index in range(key[1], -1, -1)]
+        prefix = _prefix(key)
         self.cache.touch([key_bytes(each) for each in prefix])
         self.model.order.touch(prefix)
+
+    def _ranked(self) -> list[Key]:
+        partitions = self.cache._partitions
+        return [key_of(entry.key) for entry in partitions.victims(partitions.of(""))]
+
+    def _next_place(self, offset: int) -> int | None:
+        """The address of the next object that occupies a slot, doomed or not."""
+        return min((item.entry.offset for item in self.model.live if item.entry.offset > offset), default=None)
 
     def _state(self) -> object:
         """All of it, to be compared; entries are themselves."""
         cache = self.cache
         entries = {(entry, entry.leases, entry.ready, entry.visible) for entry in cache._entries.values()}
         scalars = (cache._leased, cache._ready, cache._ready_bytes, astuple(cache.counters))
-        return (entries, set(cache._in_use), scalars, list(cache._policy.victims()), deepcopy(vars(cache._allocator)))
+        ranked = self._ranked() if self.model.order.is_exact else None
+        usage = (cache._partitions.usage, cache._partitions._shared.used)
+        return entries, set(cache._in_use), scalars, ranked, deepcopy((usage, vars(cache._allocator)))
 
     def _written(self) -> list[Item]:
         return [item for item in self.model.live if not item.committed]
@@ -345,6 +397,19 @@ class L1CacheMachine(RuleBasedStateMachine):
     @staticmethod
     def _pick(items: list[Item], pick: int) -> Item:
         return items[pick % len(items)]
+
+
+def _prefix(key: Key) -> list[Key]:
+    """Last chunk first."""
+    return [(key[0], index) for index in range(key[1], -1, -1)]
+
+
+def _offset(entry: Entry) -> int:
+    return entry.offset
+
+
+def _item_offset(item: Item) -> int:
+    return item.entry.offset
 
 
 TestL1Cache = L1CacheMachine.TestCase

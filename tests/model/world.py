@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from functools import partial
 from itertools import count
 from random import Random
 from typing import Any
@@ -26,6 +27,7 @@ from engine.events import (
 )
 from engine.keys import namespace
 from engine.l1.cache import L1Cache
+from engine.l1.policies.base import Ranked
 from engine.l1.policies.lru_policy import Policy
 from engine.settings import EngineSettings, Liveness
 from engine.status import StatusReport
@@ -69,8 +71,7 @@ class World:
         self.oracle = Oracle(self.arena, self._key_of)
         self.roomy = pages >= 1000
         """Nothing ever has to be evicted."""
-        self.policy = _WatchedPolicy(self.oracle.evict)
-        self.cache = L1Cache(len(self.arena), self.policy)
+        self.cache = L1Cache(len(self.arena), partial(_WatchedPolicy, self.oracle.evict))
         settings = EngineSettings(chunk_size=CHUNK, l1_size=len(self.arena), liveness=liveness)
         self.pool = m.RegisterEngineDrivenReply("pool", len(self.arena))
         self.engine = Engine(settings, self.cache, self.pool)
@@ -192,7 +193,7 @@ class World:
 
     def check(self) -> None:
         self.oracle.check(self.cache.used, self.cache.capacity)
-        self.oracle.check_order(self.policy.victims())
+        self.oracle.check_order(entry.key for entry in self.cache._partitions._shared.victims())
         report = self.report()
         assert report.l1.total_object_count == len(self.oracle.present)
         assert report.l1.evicted_objects == self.oracle.evicted
@@ -266,13 +267,14 @@ class World:
 class _WatchedPolicy(Policy):
     """The LRU policy; tells of every eviction."""
 
-    def __init__(self, evicted: Callable[[bytes], None]) -> None:
-        super().__init__()
+    def __init__(self, evicted: Callable[[bytes], None], capacity: int) -> None:
+        super().__init__(capacity)
         self._evicted = evicted
 
-    def remove(self, key: bytes) -> None:
-        super().remove(key)
-        self._evicted(key)
+    def evict(self, ranked: Ranked) -> None:
+        super().evict(ranked)
+        assert isinstance(ranked.key, bytes)
+        self._evicted(ranked.key)
 
 
 def _on_the_wire(message: m.Message, value: Any) -> Any:

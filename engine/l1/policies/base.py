@@ -120,6 +120,41 @@ class Queue:
             ranked = before
 
 
+class GatedQueue(Queue):
+    """A queue with a gate in line. Whoever comes back after its turn has come goes through in front of it: next, but
+    behind those who came back before.
+    """
+
+    __slots__ = ("_gate",)
+
+    def forget(self) -> None:
+        super().forget()
+        self._gate = gate = Ranked(None, 0)
+        self.append(gate)
+
+    def give_back(self, ranked: Ranked) -> None:
+        """To its place in front of the gate."""
+        gate = self._gate
+        last = gate.before
+        ranked.before, ranked.after = last, gate
+        last.after = gate.before = ranked  # type: ignore[union-attr]
+
+    @property
+    def first(self) -> Ranked | None:
+        first = self._end.after
+        return super().behind(self._gate) if first is self._gate else first
+
+    def behind(self, ranked: Ranked) -> Ranked | None:
+        after = super().behind(ranked)
+        return super().behind(self._gate) if after is self._gate else after
+
+    def __iter__(self) -> Iterator[Ranked]:
+        return (ranked for ranked in super().__iter__() if ranked is not self._gate)
+
+    def __reversed__(self) -> Iterator[Ranked]:
+        return (ranked for ranked in super().__reversed__() if ranked is not self._gate)
+
+
 class EvictionPolicy(ABC):
     """Ranks the objects of L1 by who is to go first. Belongs to the engine thread; every call is O(1) an object.
 
@@ -216,8 +251,9 @@ class Recency(EvictionPolicy):
 class Arrival(EvictionPolicy):
     """What policies have in common that keep objects in the order of their arrival, which is when they are written.
 
-    An object that is held keeps its place until its turn comes. Then it is taken out of line, and goes to the front
-    when it is not held any more: so each hold costs one step at most. `stamp` is negative before the arrival.
+    An object that is held keeps its place until its turn comes. Then it is taken out of line, and goes next when it is
+    not held any more: so each hold costs one step at most. The queues are gated, so that of several that come back the
+    first one goes first, as a prompt's suffix has to. `stamp` is negative before the arrival.
     """
 
     def refresh(self, objects: Iterable[Ranked]) -> None:
@@ -232,4 +268,6 @@ class Arrival(EvictionPolicy):
             ranked.stamp = 0
             ranked.queue.append(ranked)  # type: ignore[union-attr]
         elif ranked.before is None:
-            ranked.queue.prepend(ranked)  # type: ignore[union-attr]
+            queue = ranked.queue
+            assert isinstance(queue, GatedQueue)
+            queue.give_back(ranked)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from engine.l1.policies.base import NOT_ARRIVED, Arrival, Queue, Ranked
+from engine.l1.policies.base import NOT_ARRIVED, Arrival, GatedQueue, Ranked
 
 
 class Policy(Arrival):
@@ -12,7 +12,7 @@ class Policy(Arrival):
 
     def __init__(self, capacity: int) -> None:
         super().__init__(capacity)
-        self._queue = Queue(self)
+        self._queue = GatedQueue(self)
 
     def insert(self, ranked: Ranked, parent: Ranked | None) -> None:
         ranked.stamp = NOT_ARRIVED

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Hashable
+from itertools import islice
 from typing import Final, NamedTuple
 
 _FINGERPRINT_MASK: Final = (1 << 60) - 1
 """60 bits are the longest integer that Python keeps in 32 bytes. Two keys of one fingerprint cost a wrong guess."""
+_SHARED: Final = 1024
+"""Different `Ghost`s that are kept to be shared."""
 
 
 class Ghost(NamedTuple):
@@ -21,18 +23,18 @@ class Ghost(NamedTuple):
 class Ghosts:
     """A queue of evicted objects: the oldest is forgotten first, and any can be taken out. O(1) amortised.
 
-    Costs about 90 bytes an object: a fingerprint of its key, its place in the queue and in a table. What else is
-    remembered is shared by neighbours of which it is the same.
+    Costs a fingerprint of its key and a place in a table for each object, 60 to 160 bytes: much of the table is empty
+    where many come and go. What else is remembered is shared by those of which it is the same.
     """
 
     def __init__(self) -> None:
         self.size = 0
         """Bytes that the objects occupied."""
         self._ghosts: dict[int, Ghost] = {}
-        self._order: deque[int] = deque()
-        self._stale: dict[int, int] = {}
-        """How many of a fingerprint's places in the queue stand for nothing any more."""
-        self._last = Ghost(0, None)
+        """In the order in which they came, as Python's tables are."""
+        self._oldest: dict[int, None] = {}
+        """The first of them, the oldest one last."""
+        self._shared: dict[Ghost, Ghost] = {}
 
     def __len__(self) -> int:
         return len(self._ghosts)
@@ -42,10 +44,9 @@ class Ghosts:
         fingerprint = hash(key) & _FINGERPRINT_MASK
         self._take(fingerprint)
         ghost = Ghost(size, mark)
-        if ghost == self._last:
-            ghost = self._last
-        self._last = self._ghosts[fingerprint] = ghost
-        self._order.append(fingerprint)
+        self._ghosts[fingerprint] = self._shared.setdefault(ghost, ghost)
+        if len(self._shared) > _SHARED:
+            self._shared.clear()
         self.size += size
 
     def take(self, key: Hashable) -> Ghost | None:
@@ -56,30 +57,22 @@ class Ghosts:
         """Forgets the oldest until they are `limit` bytes or fewer; returns what was forgotten."""
         forgotten = []
         while self.size > limit:
-            fingerprint = self._order.popleft()
-            stale = self._stale.get(fingerprint, 0)
-            if not stale:
-                ghost = self._ghosts.pop(fingerprint)
-                self.size -= ghost.size
-                forgotten.append(ghost)
-            elif stale == 1:
-                del self._stale[fingerprint]
-            else:
-                self._stale[fingerprint] = stale - 1
+            if not self._oldest:
+                self._find_oldest()
+            fingerprint, _ = self._oldest.popitem()
+            ghost = self._ghosts.pop(fingerprint)
+            self.size -= ghost.size
+            forgotten.append(ghost)
         return forgotten
 
     def _take(self, fingerprint: int) -> Ghost | None:
         ghost = self._ghosts.pop(fingerprint, None)
-        if ghost is None:
-            return None
-        self.size -= ghost.size
-        self._stale[fingerprint] = self._stale.get(fingerprint, 0) + 1
-        if len(self._order) > 2 * len(self._ghosts) + 64:
-            self._sweep()
+        if ghost is not None:
+            self._oldest.pop(fingerprint, None)
+            self.size -= ghost.size
         return ghost
 
-    def _sweep(self) -> None:
-        """Leaves each fingerprint its newest place in the queue only."""
-        self._stale.clear()
-        kept = dict.fromkeys(fingerprint for fingerprint in reversed(self._order) if fingerprint in self._ghosts)
-        self._order = deque(reversed(kept))
+    def _find_oldest(self) -> None:
+        """PERF: A table is walked past all that was taken out at its start, so that many are looked for at once."""
+        count = 256 + len(self._ghosts) // 64
+        self._oldest = dict.fromkeys(reversed(list(islice(self._ghosts, count))))

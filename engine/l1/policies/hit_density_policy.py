@@ -20,8 +20,10 @@ _DECAY: Final = 0.99
 """What observations keep of their weight in that time: half of it after 69 such times."""
 _GHOST_CAPACITIES: Final = 4
 """Evicted bytes that are remembered, in capacities: so far beyond the capacity it is seen what would have been hit."""
+_GHOST_TICKS: Final = 16
+"""So exactly it is remembered when an evicted object was used: with few different times there is little to remember."""
 _BUCKETS: Final = 4 * 44
-"""Ages are told apart in fourths of an octave, up to 2^45 ticks."""
+"""Ages are told apart in fourths of an octave, up to 2^45 ticks; the last one has all above too."""
 
 
 class Policy(Recency):
@@ -30,12 +32,13 @@ class Policy(Recency):
 
     Of each class it is known at which ages objects are used again, be it after their eviction. From that follows how
     many hits a byte will have for the time that it stays, at each age: its density. The victim is the oldest object of
-    the class whose oldest has the lowest density.
+    the class whose oldest has the lowest density; among equals, as when nothing is known yet, the least recently used.
     """
 
     def __init__(self, capacity: int) -> None:
         super().__init__(capacity)
-        self._fresh, self._reused, self._ends = self._classes = (_Class(self), _Class(self), _Class(self))
+        # Ends come first, so that of a prompt's chunks that are equal in all else the last one goes first.
+        self._ends, self._fresh, self._reused = self._classes = (_Class(self), _Class(self), _Class(self))
         self._ghosts = Ghosts()
         self._expected: Hashable = None
         self._is_known = False
@@ -89,8 +92,10 @@ class Policy(Recency):
     def evict(self, ranked: Ranked) -> None:
         queue = ranked.queue
         assert isinstance(queue, _Class)
-        queue.drop(ranked)
-        self._ghosts.add(ranked.key, ranked.size, _Mark(self._classes.index(queue), ranked.stamp))
+        queue.leave(ranked)
+        stamp = ranked.stamp - ranked.stamp % _GHOST_TICKS
+        queue.waiting[stamp] += ranked.size
+        self._ghosts.add(ranked.key, ranked.size, _Mark(self._classes.index(queue), stamp))
         for size, mark in self._ghosts.trim(_GHOST_CAPACITIES * self.capacity):
             assert isinstance(mark, _Mark)
             self._classes[mark.place].was_forgotten(self._tick, mark.stamp, size)
@@ -110,12 +115,12 @@ class Policy(Recency):
         tick = self._tick
         oldest = [queue.first for queue in self._classes]
         while True:
-            lowest, place = -1.0, -1
+            lowest, stamp, place = -1.0, 0, -1
             for index, ranked in enumerate(oldest):
                 if ranked is not None:
                     density = self._classes[index].densities[_bucket(tick - ranked.stamp)]
-                    if place < 0 or density < lowest:
-                        lowest, place = density, index
+                    if place < 0 or density < lowest or (density == lowest and ranked.stamp < stamp):
+                        lowest, stamp, place = density, ranked.stamp, index
             if place < 0:
                 return
             ranked = oldest[place]
@@ -124,11 +129,14 @@ class Policy(Recency):
             yield ranked
 
     def members(self) -> Iterator[Ranked]:
-        for queue in (self._reused, self._fresh, self._ends):
+        for queue in reversed(self._classes):
             yield from reversed(queue)
 
     def adopt(self, ranked: Ranked) -> None:
-        ranked.stamp = self._tick
+        # When it was used is not known; before all that is here, if only by a tick.
+        first, others = self._fresh.first, (self._ends.first, self._reused.first)
+        before = min([self._tick, *(other.stamp for other in others if other)]) - 1
+        ranked.stamp = min(before, first.stamp) if first else before
         self._fresh.enter(ranked)
         self._fresh.prepend(ranked)
 
@@ -253,7 +261,7 @@ def _bucket(age: int) -> int:
     if age < 8:
         return age
     octave = age.bit_length() - 3
-    return 4 * octave + (age >> octave)
+    return min(4 * octave + (age >> octave), _BUCKETS - 1)
 
 
 def _youngest(bucket: int) -> int:

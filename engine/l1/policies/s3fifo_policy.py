@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterable, Iterator
 from typing import Final
 
-from engine.l1.policies.base import NOT_ARRIVED, Arrival, Queue, Ranked
+from engine.l1.policies.base import NOT_ARRIVED, Arrival, GatedQueue, Ranked
 from engine.l1.policies.ghosts import Ghosts
 
 _SMALL_SHARE: Final = 0.1
@@ -24,7 +24,7 @@ class Policy(Arrival):
 
     def __init__(self, capacity: int) -> None:
         super().__init__(capacity)
-        self._small, self._main = Queue(self), Queue(self)
+        self._small, self._main = GatedQueue(self), GatedQueue(self)
         self._ghosts = Ghosts()
         self._expected: Hashable = None
         self._is_known = False
@@ -39,7 +39,7 @@ class Policy(Arrival):
 
     def hit(self, objects: Iterable[Ranked]) -> None:
         for ranked in objects:
-            if ranked.stamp < _MOST_USES:
+            if 0 <= ranked.stamp < _MOST_USES:
                 ranked.stamp += 1
 
     def evict(self, ranked: Ranked) -> None:

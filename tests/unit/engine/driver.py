@@ -30,6 +30,7 @@ from engine.events import (
 )
 from engine.hashing import hash_tokens
 from engine.l1.cache import ALIGNMENT, L1Cache
+from engine.l1.entry import Entry
 from engine.l1.partitions import MakePolicy
 from engine.l1.policies.lru_policy import Policy
 from engine.wire import messages as m
@@ -120,6 +121,12 @@ class Driver:
         """Time passes."""
         self.now += seconds
         self.handle(Tick(self.now))
+
+    @property
+    def ranked(self) -> list[Entry]:
+        """What may be evicted for an object without a salt, first to last."""
+        partitions = self.cache._partitions
+        return list(partitions.victims(partitions.of("")))
 
     # What operators do.
 

@@ -8,11 +8,23 @@ import pytest
 
 import engine.l1.policies
 import engine.l2
-from engine import l2_types, policy_names
+from engine import StartError, l2_types, policy_names
+from engine.discovery import policy_maker
 
 
-def test_the_policy_that_exists_is_found() -> None:
-    assert policy_names() == ("fifo", "lru")
+def test_the_policies_that_exist_are_found() -> None:
+    assert policy_names() == ("arc", "fifo", "hit_density", "lru", "s3fifo")
+
+
+@pytest.mark.parametrize("name", policy_names())
+def test_each_of_them_can_be_made_for_a_capacity(name: str) -> None:
+    assert policy_maker(name)(8192).capacity == 8192
+
+
+@pytest.mark.parametrize("name", ["mru", "", "base", "LRU", "../lru"])
+def test_one_that_there_is_not_is_refused_with_those_that_there_are(name: str) -> None:
+    with pytest.raises(StartError, match=r"no eviction policy .*; there are arc, fifo, hit_density, lru, s3fifo"):
+        policy_maker(name)
 
 
 def test_there_is_no_adapter_yet() -> None:

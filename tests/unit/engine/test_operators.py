@@ -28,6 +28,8 @@ from tests.unit.engine.driver import SLOT, TENSORS, Driver
 from tests.unit.engine.support import HANDLE, cpu_tensor, key, packed, register_engine_driven
 
 DONE, FAILED = [b"", True], [b"", False]
+ALL = 100 * SLOT
+"""How far a walk over L1 goes."""
 MINE = Selection(model_name="m")
 """Agrees with all that the tests store, and is no clear of everything."""
 
@@ -70,7 +72,7 @@ def end_of(driver: Driver, job: JobReport) -> JobReport:
 
 @pytest.fixture
 def driver(monkeypatch: pytest.MonkeyPatch) -> Driver:
-    """Whose jobs and pages look at two seats at a time."""
+    """Whose jobs and pages look at two objects at a time; L1 has 100 slots."""
     monkeypatch.setattr("engine.operators._PART", 2)
     made = Driver()
     made.register()
@@ -120,16 +122,16 @@ class TestSelectiveClear:
     def test_it_is_done_in_parts_with_requests_between(self, driver: Driver) -> None:
         store(driver, *range(5))
         job = clear(driver)
-        assert (job.state, job.done, job.total, job.objects) == ("running", 2, 5, 2)
+        assert (job.state, job.done, job.total, job.objects) == ("running", 2 * SLOT, ALL, 2)
         assert found(driver, range(5)) == [2, 3, 4]
         assert driver.go_on()
         assert found(driver, range(5)) == [4]
         assert driver.go_on()
         assert not driver.go_on()
-        assert driver.tell(ListJobs()) == (JobReport(1, "clear", "done", 5, 5, 5, 5 * SLOT, False, 0.0),)
+        assert driver.tell(ListJobs()) == (JobReport(1, "clear", "done", ALL, ALL, 5, 5 * SLOT, False, 0.0),)
 
     def test_what_is_stored_after_it_was_asked_for_is_spared(self, driver: Driver) -> None:
-        """On a seat that is free again, on one behind the last, and under a key that was cleared."""
+        """In a place that is free again, in one behind the last, and under a key that was cleared."""
         store(driver, *range(4))
         job = clear(driver)
         store(driver, 7, 8, 0, 9)
@@ -156,11 +158,11 @@ class TestSelectiveClear:
         driver.lookup(chunk(0), request_id="reader")
         driver.working = False
         driver.start(m.Store(key(chunk(7), worker_id=0), 1, [[1, 2]], HANDLE))
-        before, order = driver.report(), list(driver.cache._policy.victims())
+        before, order = driver.report(), driver.ranked
         report = end_of(driver, clear(driver, selection, dry_run=True))
         assert (report.objects, report.bytes, report.dry_run, report.state) == (5, 5 * SLOT, True, "done")
         assert driver.report() == before
-        assert list(driver.cache._policy.victims()) == order
+        assert driver.ranked == order
         driver.work()
         assert found(driver, range(8)) == [0, 1, 2, 3, 4, 7]
 
@@ -217,7 +219,7 @@ class TestSelectiveClear:
         assert driver.tell(ClearAll()) == Cleared(4, 4 * SLOT)
         store(driver, 8, 9)
         report = end_of(driver, job)
-        assert (report.state, report.done, report.total, report.objects) == ("done", 6, 6, 2)
+        assert (report.state, report.done, report.total, report.objects) == ("done", ALL, ALL, 2)
         assert found(driver, range(10)) == [8, 9]
 
     def test_two_at_once_do_not_count_the_same_object(self, driver: Driver) -> None:
@@ -229,7 +231,7 @@ class TestSelectiveClear:
 
     def test_where_nothing_is_it_ends_at_once(self, driver: Driver) -> None:
         report = clear(driver)
-        assert (report.state, report.done, report.total, report.objects) == ("done", 0, 0, 0)
+        assert (report.state, report.done, report.total, report.objects) == ("done", ALL, ALL, 0)
         assert not driver.go_on()
 
 
@@ -256,7 +258,7 @@ class TestJobs:
         assert not driver.answers.keys() & set(tickets)
         driver.now = 3.0
         driver.go_on()
-        last = JobReport(job.id, "clear", "done", 5, 5, 5, 5 * SLOT, False, 3.0)
+        last = JobReport(job.id, "clear", "done", ALL, ALL, 5, 5 * SLOT, False, 3.0)
         assert [driver.answers[ticket] for ticket in tickets] == [last, last]
         driver.tick(1.0)
 
@@ -385,12 +387,12 @@ class TestLook:
     def test_it_finds_what_a_lookup_would_and_uses_nothing(self, driver: Driver) -> None:
         driver.store(range(48))
         before = driver.report()
-        order = list(driver.cache._policy.victims())
+        order = driver.ranked
         look = driver.look([*range(32), *range(900, 916)])
         assert (look.hit_chunks, look.reason) == (2, "never_stored")
         assert look.detail.startswith("chunk 2: ")
         assert driver.report() == before
-        assert list(driver.cache._policy.victims()) == order
+        assert driver.ranked == order
         assert driver.leased == 0
 
     def test_where_all_is_there_nothing_is_wrong(self, driver: Driver) -> None:

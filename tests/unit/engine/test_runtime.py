@@ -469,7 +469,7 @@ class TestChangeOfPolicy:
     def test_one_that_there_is_not_is_refused_and_the_old_one_stays(self, server: Runtime) -> None:
         with pytest.raises(StartError, match="there is no eviction policy 'mru'"):
             server.change_policy("mru")
-        assert server.status().eviction_policy == "lru"
+        assert server.status().eviction_policy == "hit_density"
 
 
 class TestLook:

@@ -18,10 +18,10 @@ from engine.commands import (
     StartClear,
     StopShrinking,
 )
+from engine.discovery import policy_maker, policy_names
 from engine.events import Discard, Discarded, TransfersEnded
 from engine.wire import messages as m
 from tests.unit.engine.driver import SLOT, Driver
-from tests.unit.engine.l1.test_policies import NAMES, policy_of
 from tests.unit.engine.support import HANDLE, key, register_engine_driven
 from tests.unit.engine.test_operators import DONE, chunk, found, last_copy, store
 
@@ -30,12 +30,12 @@ SLOTS = 6
 
 @pytest.fixture
 def driver(monkeypatch: pytest.MonkeyPatch) -> Driver:
-    """With chunks 0 to 5, each in the slot of its number; jobs look at two seats at a time."""
+    """With chunks 0 to 5, each in the slot of its number; jobs look at two objects at a time."""
     monkeypatch.setattr("engine.tuning._PART", 2)
     made = Driver(SLOTS)
     made.register()
     store(made, *range(SLOTS))
-    assert [entry.offset for entry in made.cache.page(0, SLOTS).members] == [n * SLOT for n in range(SLOTS)]
+    assert order_of(made) == [*range(SLOTS)]
     return made
 
 
@@ -56,11 +56,11 @@ def capacity(driver: Driver) -> int:
 class TestShrink:
     def test_the_memory_is_given_back_once_all_behind_it_was_evicted(self, driver: Driver) -> None:
         job = driver.tell(Shrink(2 * SLOT))
-        assert (job.kind, job.state, job.done, job.total) == ("shrink", "running", 2, SLOTS)
+        assert (job.kind, job.state, job.done, job.total) == ("shrink", "running", 2 * SLOT, SLOTS * SLOT)
         assert capacity(driver) == 2
         driver.run_jobs()
         assert discards(driver) == [Discard(2 * SLOT, SLOTS * SLOT)]
-        assert job_of(driver) == JobReport(1, "shrink", "done", 6, 6, 4, 4 * SLOT, False, 0.0)
+        assert job_of(driver) == JobReport(1, "shrink", "done", 6 * SLOT, 6 * SLOT, 4, 4 * SLOT, False, 0.0)
         assert found(driver, range(SLOTS)) == [0, 1]
         assert (driver.report().l1.evicted_objects, driver.cache.used) == (4, 2 * SLOT)
         for _ in range(3):
@@ -270,15 +270,14 @@ class TestGrow:
 
 
 def order_of(driver: Driver) -> list[int]:
-    """The numbers of the chunks, in the order in which they would be evicted."""
-    number_of = {entry.key: entry.offset // SLOT for entry in driver.cache.page(0, SLOTS).members}
-    return [number_of[each] for each in driver.cache._policy.victims()]
+    """The slots' numbers, in the order in which what is there would be evicted."""
+    return [entry.offset // SLOT for entry in driver.ranked]
 
 
-@pytest.mark.parametrize("new", NAMES)
+@pytest.mark.parametrize("new", policy_names())
 class TestChangeOfPolicy:
     def change(self, driver: Driver, name: str) -> JobReport:
-        return driver.tell(ChangePolicy(name, policy_of(name)))
+        return driver.tell(ChangePolicy(name, policy_maker(name)))
 
     def test_it_keeps_everything_and_its_order_and_is_reported(self, driver: Driver, new: str) -> None:
         assert found(driver, [3, 1]) == [3, 1]
@@ -302,7 +301,8 @@ class TestChangeOfPolicy:
         driver.run_jobs()
         assert order_of(driver) == [2, 3, 4, 5, 1]
         driver.end("reader")
-        assert order_of(driver) == [2, 3, 4, 5, 1, 0]
+        # ARC has not seen that 0 was used.
+        assert order_of(driver) == [2, 3, 4, 5, *([0, 1] if new == "arc" else [1, 0])]
 
     def test_a_second_one_on_top_ends_both(self, driver: Driver, new: str) -> None:
         jobs = [self.change(driver, new), self.change(driver, "lru")]
@@ -317,7 +317,7 @@ class TestChangeOfPolicy:
         driver.run_jobs()
         assert found(driver, [0]) == [0]
         store(driver, 9)
-        assert found(driver, range(10)) == ([1, 2, 3, 4, 5, 9] if new == "fifo" else [0, 2, 3, 4, 5, 9])
+        assert found(driver, range(10)) == ([1, 2, 3, 4, 5, 9] if new in ("fifo", "s3fifo") else [0, 2, 3, 4, 5, 9])
 
     def test_a_clear_and_a_shrink_go_on_beside_it(self, driver: Driver, new: str) -> None:
         jobs = [self.change(driver, new), driver.tell(Shrink(4 * SLOT))]

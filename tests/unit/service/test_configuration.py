@@ -165,7 +165,7 @@ def test_a_wrong_value_of_the_environment_is_told_without_it(file: Path, caplog)
 def test_flags_win_over_the_file_as_at_the_start(file: Path) -> None:
     engine = TunedEngine()
     config = configuration(file, engine, Override("--l1-size-gb", "l1", "size", GIB))
-    file.write_text("l1: {size: 5GiB, eviction_policy: lru}\n")
+    file.write_text("l1: {size: 5GiB, eviction_policy: hit_density}\n")
     assert config.reload("signal").changes == ()
     assert config.in_force.settings.engine.l1_size == GIB
 
@@ -192,21 +192,15 @@ def test_after_a_failure_the_same_file_can_be_reloaded(file: Path) -> None:
     assert config.in_force.settings.engine.l1_size == 3 * GIB
 
 
-def with_two_policies() -> dict[str, object]:
-    schema = copy.deepcopy(SCHEMA)
-    schema["properties"]["l1"]["properties"]["eviction_policy"]["enum"] = ["lru", "fifo"]
-    return schema
-
-
 def test_what_was_applied_before_a_failure_is_taken_back(file: Path) -> None:
     engine = TunedEngine()
     engine.refuse("resize_l1", "no room")
-    config = configuration(file, engine, schema=with_two_policies())
+    config = configuration(file, engine)
     file.write_text("l1: {size: 3GiB, eviction_policy: fifo}\n")
     with pytest.raises(ApplyError, match=r"^l1\.size could not be changed: no room$"):
         config.reload("request")
-    assert engine.calls == [("change_policy", "fifo"), ("resize_l1", 3 * GIB), ("change_policy", "lru")]
-    assert (value(config, "l1.size"), value(config, "l1.eviction_policy")) == ("2GiB", "lru")
+    assert engine.calls == [("change_policy", "fifo"), ("resize_l1", 3 * GIB), ("change_policy", "hit_density")]
+    assert (value(config, "l1.size"), value(config, "l1.eviction_policy")) == ("2GiB", "hit_density")
 
 
 class Stubborn(TunedEngine):
@@ -220,7 +214,7 @@ class Stubborn(TunedEngine):
 def test_what_cannot_be_taken_back_is_shown_as_it_is(file: Path, caplog) -> None:
     engine = Stubborn()
     engine.refuse("resize_l1", "no room")
-    config = configuration(file, engine, schema=with_two_policies())
+    config = configuration(file, engine)
     file.write_text("l1: {size: 3GiB, eviction_policy: fifo}\n")
     with pytest.raises(ApplyError, match=r"l1\.eviction_policy could not be changed back and keeps the new value$"):
         config.reload("request")

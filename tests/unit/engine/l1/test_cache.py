@@ -5,17 +5,17 @@ from __future__ import annotations
 import pytest
 
 from engine.keys import namespace
-from engine.l1.cache import ALIGNMENT, Entry, L1Cache, NoSpaceError
+from engine.l1.cache import ALIGNMENT, L1Cache, NoSpaceError
+from engine.l1.entry import Entry
 from engine.l1.policies.lru_policy import Policy
 from engine.status import Cleared, MissReason
-from tests.unit.engine.l1.test_policies import NAMES, policy_of
 
 SLOT = ALIGNMENT
 NAMESPACE = namespace("m", 1, 0, bytes(16), "")
 
 
 def cache_of(slots: int) -> L1Cache:
-    return L1Cache(slots * SLOT, Policy())
+    return L1Cache(slots * SLOT, Policy)
 
 
 def put(cache: L1Cache, key: str, slots: int = 1) -> Entry:
@@ -30,8 +30,14 @@ def names(cache: L1Cache, keys: str) -> str:
     return "".join(key for key in keys if cache.find(key.encode()))
 
 
+def use(cache: L1Cache, keys: str) -> None:
+    """As a request does, last chunk first."""
+    entries = [entry for key in keys if (entry := cache.find(key.encode()))]
+    cache.use(entries, 0.0)
+
+
 def test_capacity_is_whole_slots() -> None:
-    assert L1Cache(10 * SLOT - 1, Policy()).capacity == 9 * SLOT
+    assert L1Cache(10 * SLOT - 1, Policy).capacity == 9 * SLOT
 
 
 @pytest.mark.parametrize(("size", "occupied"), [(1, SLOT), (SLOT, SLOT), (SLOT + 1, 2 * SLOT)])
@@ -218,12 +224,14 @@ def reserved(cache: L1Cache, key: str, slots: int = 1) -> Entry:
 
 
 def present(cache: L1Cache) -> str:
-    """Everyone in the roster, in the order of the seats."""
-    return b"".join(entry.key for entry in cache.page(0, cache.seats).members).decode()
+    """Everyone that a walk over L1 meets."""
+    page = cache.page(0, 99)
+    assert page.next_place is None
+    return b"".join(entry.key for entry in page.members).decode()
 
 
-class TestRoster:
-    def test_it_has_what_is_there_or_being_written(self) -> None:
+class TestPages:
+    def test_they_have_what_is_there_or_being_written(self) -> None:
         cache = cache_of(3)
         put(cache, "a")
         written = reserved(cache, "b")
@@ -233,7 +241,7 @@ class TestRoster:
         assert present(cache) == "ac"
 
     @pytest.mark.parametrize("way", ["doomed", "doomed in use", "evicted"])
-    def test_what_cannot_be_found_any_more_has_left_it(self, way: str) -> None:
+    def test_they_do_not_have_what_cannot_be_found_any_more(self, way: str) -> None:
         cache = cache_of(3)
         entries = [put(cache, key) for key in "abc"]
         if way == "evicted":
@@ -245,23 +253,45 @@ class TestRoster:
         cache.doom(entries[0], "cleared")
         assert present(cache) == "bc"
 
-    def test_after_a_clear_it_begins_anew(self) -> None:
+    def test_after_a_clear_they_are_empty(self) -> None:
         cache = cache_of(3)
         leased = put(cache, "a")
         put(cache, "b")
         cache.lease(leased)
         cache.clear()
-        assert (present(cache), cache.seats) == ("", 0)
+        assert present(cache) == ""
         cache.release(leased)
         put(cache, "c")
         assert present(cache) == "c"
 
-    def test_numbers_tell_what_was_reserved_after_a_moment(self) -> None:
+    def test_a_walk_goes_on_at_the_address_that_it_was_told_whatever_came_and_went(self) -> None:
+        cache = cache_of(7)
+        entries = {key: put(cache, key, 2 if key == "b" else 1) for key in "abcde"}
+        first = cache.page(0, 2)
+        assert ([entry.key for entry in first.members], first.next_place) == ([b"a", b"b"], 3 * SLOT)
+        for key in "ac":
+            cache.doom(entries[key], "cleared")
+        put(cache, "f")
+        put(cache, "g")
+        assert first.next_place is not None
+        rest = cache.page(first.next_place, 2)
+        assert ([entry.key for entry in rest.members], rest.next_place) == ([b"g", b"d"], 5 * SLOT)
+        assert [entry.key for entry in cache.page(5 * SLOT, 2).members] == [b"e"]
+        assert cache.page(cache.end, 2).members == []
+
+    def test_a_page_that_ends_with_the_last_object_is_the_last(self) -> None:
+        cache = cache_of(5)
+        put(cache, "a")
+        put(cache, "b")
+        assert cache.page(0, 1).next_place == SLOT
+        assert cache.page(0, 2).next_place is None
+
+    def test_the_epoch_tells_what_was_reserved_after_a_moment(self) -> None:
         cache = cache_of(3)
         before = put(cache, "a")
-        moment = cache.next_number
+        moment = cache.next_epoch()
         after = reserved(cache, "b")
-        assert before.number < moment <= after.number < cache.next_number
+        assert before.epoch < moment <= after.epoch < cache.next_epoch()
 
 
 class TestMissReason:
@@ -318,8 +348,8 @@ class TestMissReason:
 
     def test_what_found_no_room_was_refused_until_it_is_stored(self) -> None:
         cache = cache_of(1)
-        cache.refuse([b"a", b"b"])
-        assert cache.counters.refused_objects == 2
+        cache.refuse([b"a", b"b"], "fragmented")
+        assert cache.counters.refused_objects == {"in_use": 0, "fragmented": 2, "quota": 0}
         assert cache.miss_reason(b"a") == "refused"
         cache.clear()
         assert cache.miss_reason(b"a") == "refused"
@@ -350,26 +380,40 @@ class TestShrinking:
         put(cache, "e")
         assert names(cache, "abcde") == "abde"
 
-    def test_one_that_lies_across_the_capacity_makes_no_room(self) -> None:
+    def test_one_that_lies_across_the_capacity_makes_room_when_nothing_else_does(self) -> None:
         cache = cache_of(3)
-        put(cache, "a")
-        put(cache, "b", 2)
+        put(cache, "b")
+        put(cache, "a", 2)
+        use(cache, "b")
         cache.set_capacity(2 * SLOT)
-        held = cache.find(b"a")
+        put(cache, "c")
+        assert names(cache, "abc") == "ac", "a goes by itself"
+        held = cache.find(b"c")
         assert held is not None
         cache.lease(held)
-        with pytest.raises(NoSpaceError):
-            put(cache, "c")
-        assert names(cache, "ab") == "ab"
+        assert put(cache, "d").offset == SLOT
+        assert names(cache, "acd") == "cd"
 
-    def test_what_lies_behind_it_is_evicted_page_by_page_of_the_roster(self) -> None:
+    def test_neighbours_behind_the_capacity_make_no_room(self) -> None:
+        """b is the only one that could go, and there is one page between a and the capacity."""
+        cache = cache_of(4)
+        held, _, _ = (put(cache, key, slots) for key, slots in (("a", 1), ("b", 1), ("c", 2)))
+        cache.lease(held)
+        cache.set_capacity(2 * SLOT)
+        with pytest.raises(NoSpaceError):
+            put(cache, "d", 2)
+        assert names(cache, "abc") == "abc"
+
+    def test_what_lies_behind_it_is_evicted_page_by_page(self) -> None:
         cache = cache_of(6)
         for key in "abcde":
             put(cache, key)
         cache.set_capacity(SLOT)
-        assert [entry.key for entry in cache.evict_beyond(0, 2)] == [b"b"]
+        first = cache.evict_beyond(0, 2)
+        assert ([entry.key for entry in first.members], first.next_place) == ([b"b"], 2 * SLOT)
         assert names(cache, "abcde") == "acde"
-        assert [entry.key for entry in cache.evict_beyond(2, 9)] == [b"c", b"d", b"e"]
+        rest = cache.evict_beyond(2 * SLOT, 9)
+        assert ([entry.key for entry in rest.members], rest.next_place) == ([b"c", b"d", b"e"], None)
         assert (names(cache, "abcde"), cache.miss_reason(b"d"), cache.used) == ("a", "evicted", SLOT)
         assert (cache.counters.evicted_objects, cache.counters.evicted_bytes) == (4, 4 * SLOT)
         assert cache.tail_is_free
@@ -401,7 +445,7 @@ class TestShrinking:
         cache = cache_of(2)
         written = reserved(cache, "a")
         cache.set_capacity(0)
-        assert cache.evict_beyond(0, 1) == [written]
+        assert cache.evict_beyond(0, 1).members == [written]
         assert (cache.counters.evicted_objects, cache.counters.evicted_bytes) == (0, 0)
 
     def test_what_was_doomed_before_keeps_the_tail_too(self) -> None:
@@ -410,7 +454,7 @@ class TestShrinking:
         cache.lease(leased)
         cache.clear()
         cache.set_capacity(0)
-        assert cache.evict_beyond(0, 1) == []
+        assert cache.evict_beyond(0, 1).members == []
         assert not cache.tail_is_free
         cache.release(leased)
         assert cache.tail_is_free
@@ -431,70 +475,8 @@ class TestShrinking:
         for key in "abc":
             put(cache, key)
         cache.set_capacity(SLOT)
-        cache.evict_beyond(1, 1)
+        cache.evict_beyond(SLOT, 1)
         cache.set_capacity(3 * SLOT)
         assert names(cache, "abc") == "ac"
         put(cache, "d")
         assert names(cache, "acd") == "acd"
-
-
-@pytest.mark.parametrize("old", NAMES)
-@pytest.mark.parametrize("new", NAMES)
-class TestChangeOfPolicy:
-    def test_it_costs_no_object_and_no_place(self, old: str, new: str) -> None:
-        cache = L1Cache(4 * SLOT, policy_of(old))
-        for key in "abcd":
-            put(cache, key)
-        cache.change_policy(policy_of(new))
-        assert names(cache, "abcd") == "abcd"
-        assert not cache.hand_over(3)
-        put(cache, "e")
-        assert names(cache, "abcde") == "bcde"
-        assert cache.hand_over(3)
-        for key in "fgh":
-            put(cache, key)
-        assert names(cache, "abcdefgh") == "efgh"
-
-    def test_what_is_leased_meanwhile_is_not_evicted_and_can_be_afterwards(self, old: str, new: str) -> None:
-        cache = L1Cache(2 * SLOT, policy_of(old))
-        leased = put(cache, "a")
-        put(cache, "b")
-        cache.lease(leased)
-        cache.change_policy(policy_of(new))
-        put(cache, "c")
-        assert cache.hand_over(3)
-        put(cache, "d")
-        assert names(cache, "abcd") == "ad"
-        cache.release(leased)
-        put(cache, "e")
-        put(cache, "f")
-        assert names(cache, "adef") == "ef"
-
-    def test_another_one_may_come_before_it_has_ended(self, old: str, new: str) -> None:
-        cache = L1Cache(3 * SLOT, policy_of(old))
-        for key in "abc":
-            put(cache, key)
-        cache.change_policy(policy_of(new))
-        cache.hand_over(1)
-        cache.change_policy(policy_of(old))
-        assert not cache.hand_over(1)
-        while not cache.hand_over(1):
-            pass
-        put(cache, "d")
-        assert names(cache, "abcd") == "bcd"
-
-    def test_a_clear_ends_what_there_is_to_hand_over(self, old: str, new: str) -> None:
-        cache = L1Cache(3 * SLOT, policy_of(old))
-        for key in "abc":
-            put(cache, key)
-        cache.change_policy(policy_of(new))
-        cache.clear()
-        put(cache, "a")
-        assert not cache.hand_over(1)
-        assert cache.hand_over(1)
-        put(cache, "b", 3)
-        assert names(cache, "ab") == "b"
-
-
-def test_without_a_change_there_is_nothing_to_hand_over() -> None:
-    assert cache_of(1).hand_over(1)
