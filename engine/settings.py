@@ -73,10 +73,10 @@ class EngineSettings:
     l1_max_size: int | None = None
     """How far L1 can be grown while it runs; None stands for `l1_size`."""
     eviction_policy: str = "hit_density"
-    pin_budget: int | None = None
-    """Bytes of L1 that pins may hold; None stands for a quarter of it."""
-    quotas: QuotaSettings = field(default_factory=QuotaSettings)
     l2: tuple[L2Settings, ...] = ()
     drain_timeout: float = 10.0
     """How long a stop waits for running transfers."""
     huge_pages: HugePages = "system"
+    pin_budget: int | None = None
+    """Bytes of L1 that pins may hold; None stands for a quarter of it."""
+    quotas: QuotaSettings = field(default_factory=QuotaSettings)

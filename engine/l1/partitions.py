@@ -194,7 +194,8 @@ class Partitions:
         return made
 
     def _capacity_of(self, quota: Quota) -> int:
-        """Of its policy. NOTE: No policy has to get along with nothing, such as L1 that is being made smaller than that."""
+        """Of its policy."""
+        # NOTE: No policy has to get along with nothing, as when L1 is made smaller than that for a while.
         return max(1, self._capacity if quota.limit is None else min(quota.limit, self._capacity))
 
 

@@ -23,7 +23,7 @@ def test_each_of_them_can_be_made_for_a_capacity(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["mru", "", "base", "LRU", "../lru"])
 def test_one_that_there_is_not_is_refused_with_those_that_there_are(name: str) -> None:
-    with pytest.raises(StartError, match="no eviction policy .*; there are arc, fifo, hit_density, lru, s3fifo"):
+    with pytest.raises(StartError, match=r"no eviction policy .*; there are arc, fifo, hit_density, lru, s3fifo"):
         policy_maker(name)
 
 

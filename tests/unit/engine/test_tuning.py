@@ -317,9 +317,7 @@ class TestChangeOfPolicy:
         driver.run_jobs()
         assert found(driver, [0]) == [0]
         store(driver, 9)
-        assert found(driver, range(10)) == (
-            [1, 2, 3, 4, 5, 9] if new in ("fifo", "s3fifo") else [0, 2, 3, 4, 5, 9]
-        )
+        assert found(driver, range(10)) == ([1, 2, 3, 4, 5, 9] if new in ("fifo", "s3fifo") else [0, 2, 3, 4, 5, 9])
 
     def test_a_clear_and_a_shrink_go_on_beside_it(self, driver: Driver, new: str) -> None:
         jobs = [self.change(driver, new), driver.tell(Shrink(4 * SLOT))]

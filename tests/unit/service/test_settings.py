@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from engine import GIB, MIB, EngineSettings, Liveness
+from engine import GIB, MIB, EngineSettings, Liveness, QuotaSettings, TenantQuota
 from service import assets
 from service.access import Policy
 from service.commands import show_config
@@ -63,12 +63,16 @@ def test_every_setting_can_be_given_in_the_file(load) -> None:
         http: {host: localhost, port: 2, threads: 3, tokens: [], allow_unauthenticated: true, open_probes: false,
                open_metrics: true}
         log: {level: debug, format: human}
-        l1: {size: 1.5GiB, max_size: 2GiB, eviction_policy: LRU, huge_pages: try}
+        l1: {size: 1.5GiB, max_size: 2GiB, eviction_policy: LRU, huge_pages: try, pin_budget: 1MiB}
+        quotas: {default_limit: 1GiB, tenants: [{cache_salt: a, limit: 2MiB, reservation: 1MiB}]}
         l2: []
         """
     )
     liveness = Liveness(1, 2, 3, 4, 5, 6.5, False)
-    engine = EngineSettings("0.0.0.0", 1, 16, "blake3", liveness, 3 * GIB // 2, 2 * GIB, "lru", (), 0.5, "try")
+    quotas = QuotaSettings(GIB, (TenantQuota("a", 2 * MIB, MIB),))
+    engine = EngineSettings(
+        "0.0.0.0", 1, 16, "blake3", liveness, 3 * GIB // 2, 2 * GIB, "lru", (), 0.5, "try", MIB, quotas
+    )
     assert settings.engine == engine
     assert settings.http == HttpSettings("localhost", 2, 3, (), True, False, True)
     assert settings.http.policy == Policy((), True, False, True)
@@ -121,7 +125,8 @@ def test_the_origin_of_a_value_in_the_file_is_its_line(load, tmp_path: Path) -> 
         ("http: {threads: 65}", "f.yaml:1: http.threads = 65: must be at most 64"),
         (
             "l1: {eviction_policy: lrx}",
-            'f.yaml:1: l1.eviction_policy = lrx: is not one of arc, fifo, hit_density, lru, s3fifo, did you mean "lru"?',
+            "f.yaml:1: l1.eviction_policy = lrx: is not one of arc, fifo, hit_density, lru, s3fifo, did you mean "
+            '"lru"?',
         ),
         ("l1:", "f.yaml:1: l1 = null: must be a mapping of keys"),
         (
@@ -200,7 +205,10 @@ HIDDEN = [
     ("server: '${S}'", "f.yaml:1: server = ${S}: must be a mapping of keys"),
     ("l1: {size: '${S}'}", "f.yaml:1: l1.size = ${S}: must be written like"),
     ("l1: {size: '${SIZE}'}", "f.yaml:1: l1.size = ${SIZE}: must be at least 1MiB"),
-    ("l1: {eviction_policy: '${S}'}", "f.yaml:1: l1.eviction_policy = ${S}: is not one of arc, fifo, hit_density, lru, s3fifo"),
+    (
+        "l1: {eviction_policy: '${S}'}",
+        "f.yaml:1: l1.eviction_policy = ${S}: is not one of arc, fifo, hit_density, lru, s3fifo",
+    ),
     ("l2: [{type: '${S}'}]", "f.yaml:1: l2[0].type = ${S}: is not known"),
     ("l2: ['${S}']", "f.yaml:1: l2[0] = ${S}: must be a mapping of keys"),
     ("${S}", "f.yaml:1: ${S}: must be a mapping of keys"),

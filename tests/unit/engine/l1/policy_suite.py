@@ -19,9 +19,9 @@ from tests.unit.engine.l1.shelf import PAGE, FullShelf, Shelf, ghosts, queues
 
 CAPACITY = 10 * PAGE
 NAMES = "abcdef"
+OFTEN = ["begin", "let go", "evict"]
 ACTIONS = st.sampled_from(
-    ["begin", "begin", "write", "hit", "refresh", "hold", "let go", "let go", "evict", "evict", "remove", "ask", "look"]
-    + ["adopt", "clear", "resize"]
+    [*OFTEN, *OFTEN, "write", "hit", "refresh", "hold", "remove", "ask", "look", "adopt", "clear", "resize"]
 )
 EVENTS = st.lists(st.tuples(ACTIONS, st.text(NAMES, min_size=1, max_size=3), st.integers(1, 4)), max_size=60)
 

@@ -5,11 +5,10 @@ from __future__ import annotations
 import pytest
 
 from engine.keys import namespace
-from engine.discovery import policy_maker, policy_names
 from engine.l1.cache import ALIGNMENT, L1Cache, NoSpaceError
 from engine.l1.entry import Entry
 from engine.l1.policies.lru_policy import Policy
-from engine.status import Cleared, MissReason, RefusalReason
+from engine.status import Cleared, MissReason
 
 SLOT = ALIGNMENT
 NAMESPACE = namespace("m", 1, 0, bytes(16), "")

@@ -63,5 +63,5 @@ def test_a_full_one_hits_what_a_list_of_the_last_uses_has() -> None:
     for _ in range(20_000):
         key = random.randrange(14)
         assert shelf.request(key) == (key in line)
-        line = [each for each in line if each != key][-7 if key not in line else 0 :] + [key]
+        line = [*[each for each in line if each != key][-7 if key not in line else 0 :], key]
         assert shelf.order == line
