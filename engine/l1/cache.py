@@ -434,7 +434,7 @@ class L1Cache:
 
     def _room(self, partition: Partition, size: int) -> Collection[Entry]:
         """What to evict so that there is a free range of `size` bytes for an object. Raises NoSpaceError."""
-        condemned = self._over_limit(partition, size)
+        condemned = self._over_limit(partition, size) if partition.quota.limit is not None else ()
         if self._allocator.fits(size):
             return condemned
         victims, allowance = self._partitions.victims(partition), partial(self._allowance, partition)

@@ -227,11 +227,10 @@ class L1CacheMachine(RuleBasedStateMachine):
     def a_walk_meets_everyone_who_is_visible_in_the_order_of_the_places(self) -> None:
         expected = sorted((item.entry for item in self._visible()), key=_offset)
         assert self.cache.page(0, len(ALL_KEYS) + 1) == (expected, None)
-        for entry, following in zip(expected, [*expected[1:], None], strict=True):
+        for number, entry in enumerate(expected, 1):
             page = self.cache.page(entry.offset, 1)
-            assert page.members == [entry]
-            assert (page.next_place is None) == (self._next_place(entry.offset) is None)
-            assert following is None or self.cache.page(entry.offset + ALIGNMENT, 1).members == [following]
+            assert (page.members, page.next_place) == ([entry], self._next_place(entry.offset))
+            assert self.cache.page(entry.offset + 1, 1).members == expected[number : number + 1]
 
     @invariant()
     def the_reason_of_a_miss_is_the_true_one(self) -> None:
