@@ -245,10 +245,11 @@ class _Class(Queue):
         shares = [0.0] * _BUCKETS
         """Of those that reach an age, the share that is hit at it."""
         for bucket in range(_BUCKETS - 1, -1, -1):
-            ended = self.hits[bucket] + self.forgotten[bucket] + waiting[bucket]
-            seen = older + ended / 2
-            older += ended
-            shares[bucket] = min(1.0, self.hits[bucket] / seen) if seen else 0.0
+            # Those that are not seen any further, but were not hit, have been there for half of the range.
+            hits, lost = self.hits[bucket], self.forgotten[bucket] + waiting[bucket]
+            reached = older + hits + lost / 2
+            older += hits + lost
+            shares[bucket] = hits / reached if reached else 0.0
         left, cohort = 1.0, []
         for share, width in zip(shares, _WIDTHS, strict=True):
             cohort.append((left * share, width * left * (1 - share / 2)))
