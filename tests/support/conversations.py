@@ -21,3 +21,23 @@ def conversations(requests: int, seed: int, system_blocks: int = 2) -> Iterator[
         if random.random() < 0.7:
             waiting.append(prompt)
         yield prompt
+
+
+def popular_conversations(references: int, seed: int) -> Iterator[list[int]]:
+    """The same at length, up to so many block references: assistants of unequal popularity with a system prompt each,
+    and conversations that come back, most of them soon and some much later.
+    """
+    random, ids = Random(seed), count(1_000_000)
+    weights = [1 / (place + 1) for place in range(30)]
+    waiting: list[list[int]] = []
+    while references > 0:
+        if waiting and random.random() < 0.55:
+            prompt = waiting.pop(-1 - int(len(waiting) * random.random() ** 4))
+        else:
+            assistant = random.choices(range(30), weights)[0]
+            prompt = [100 * assistant + place for place in range(1 + assistant % 7)]
+        prompt = prompt + [next(ids) for _ in range(random.randint(1, 10))]
+        if random.random() < 0.85:
+            waiting.append(prompt)
+        references -= len(prompt)
+        yield prompt
