@@ -21,7 +21,7 @@ class Background:
 
         Both run on the thread. What `work` raises is logged, and the thread goes on.
         """
-        self._name = name
+        self.name: Final = name
         self._work = work
         self._end = end
         self._wake = threading.Event()
@@ -56,5 +56,5 @@ class Background:
         try:
             return action()
         except Exception:
-            logger.exception("a defect: the thread %s goes on", self._name)
+            logger.exception("a defect: the thread %s goes on", self.name)
             return _AFTER_DEFECT_SECONDS

@@ -19,6 +19,10 @@ class NoMemoryError(EngineError):
     """L1 cannot be grown: the memory is not there, or the segment not long enough. Names the remedy."""
 
 
+class RecordingError(EngineError):
+    """The traffic cannot be recorded: no folder is configured, or it cannot be written. Names the remedy."""
+
+
 class AmbiguousError(EngineError):
     """A question that fits several things; the message says what to add to it."""
 

@@ -20,6 +20,8 @@ class Feed(Generic[T]):
         """Somebody reads. Set by the reader's side; the writer looks at it first."""
         self.dropped = 0
         """Cost of what found no room. The writer's."""
+        self.dropped_items = 0
+        """How many items that were. The writer's."""
         self._limit: Final = limit
         self._items: deque[tuple[T, int]] = deque()
         self._written = 0
@@ -29,6 +31,7 @@ class Feed(Generic[T]):
         """Adds an item, or drops it if there is no room. The writer's."""
         if self._written - self._read + cost > self._limit:
             self.dropped += cost
+            self.dropped_items += 1
             return
         self._written += cost
         self._items.append((item, cost))

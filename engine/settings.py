@@ -38,6 +38,17 @@ class L2Settings:
 
 
 @dataclass(frozen=True, slots=True)
+class RecordingSettings:
+    """Where the lookups of the live traffic are written to as a trace, and how much of them is kept; sizes in bytes."""
+
+    enabled: bool = False
+    """From the start on."""
+    folder: str | None = None
+    max_file_size: int = 64 * MIB
+    max_files: int = 8
+
+
+@dataclass(frozen=True, slots=True)
 class EngineSettings:
     """Everything the engine is configured with; sizes in bytes, times in seconds."""
 
@@ -53,3 +64,6 @@ class EngineSettings:
     l2: tuple[L2Settings, ...] = ()
     drain_timeout: float = 10.0
     """How long a stop waits for running transfers."""
+    advisor_enabled: bool = True
+    """Estimate from the traffic what L1 would do with another size or policy."""
+    recording: RecordingSettings = field(default_factory=RecordingSettings)

@@ -1,7 +1,7 @@
 """One simulated L1, as much smaller than the one it stands for as the sample is smaller than the traffic. Pure.
 
-Miniature simulation (Waldspurger, Saemundsson, Ahmad, Park: Cache modeling and optimization using miniature simulations,
-USENIX ATC 2017): what holds a part of the chunks in that part of the space evicts as the whole would.
+Miniature simulation (Waldspurger, Saemundsson, Ahmad, Park: Cache modeling and optimization using miniature
+simulations, USENIX ATC 2017): what holds a part of the chunks in that part of the space evicts as the whole would.
 """
 
 from __future__ import annotations

@@ -1,14 +1,14 @@
 """Which references are looked at closely, and what these stand for. Pure; belongs to one thread.
 
-Spatial sampling by hash, as SHARDS has it (Waldspurger, Park, Garthwaite, Ahmad: Efficient MRC construction with SHARDS,
-FAST 2015): a chunk is in the sample or not, always, so that each of the sample's chunks is used again exactly as often
-and as soon as it really is. The rate only falls; what is above a lowered threshold leaves the sample.
+Spatial sampling by hash, as SHARDS has it (Waldspurger, Park, Garthwaite, Ahmad: Efficient MRC construction with
+SHARDS, FAST 2015): a chunk is in the sample or not, always, so that each of the sample's chunks is used again exactly
+as often and as soon as it really is. The rate only falls; what is above a lowered threshold leaves the sample.
 
-A sample is off where it has, or has not, one of the few chunks that are in nearly every request. SHARDS corrects that by
-the number of references that the sample should have had (SHARDS-adj). Here the references are told apart by how often
-their chunk was seen before, which is known of all of them and not of the sampled ones only. Of each such stratum the
-sample says what part hits, and the known number of its references what that part weighs (post-stratification). A top
-stratum of which the sample has nothing is very often used, and counted as hits, as in SHARDS-adj.
+A sample is off where it has, or has not, one of the few chunks that are in nearly every request. SHARDS corrects that
+by the number of references that the sample should have had (SHARDS-adj). Here the references are told apart by how
+often their chunk was seen before, which is known of all of them and not of the sampled ones only. Of each such stratum
+the sample says what part hits, and the known number of its references what that part weighs (post-stratification). A
+top stratum of which the sample has nothing is very often used, and counted as hits, as in SHARDS-adj.
 """
 
 from __future__ import annotations

@@ -53,8 +53,15 @@ def test_many_synthetic_conversations() -> None:
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize(
     ("name", "blocks"),
-    [("conversation", 1000), ("conversation", 2000), ("conversation", 4000), ("conversation", 6000)]
-    + [("synthetic", 500), ("synthetic", 1000), ("synthetic", 2000)],
+    [
+        ("conversation", 1000),
+        ("conversation", 2000),
+        ("conversation", 4000),
+        ("conversation", 6000),
+        ("synthetic", 500),
+        ("synthetic", 1000),
+        ("synthetic", 2000),
+    ],
 )
 def test_real_traces(name: str, blocks: int) -> None:
     check(trace(name), blocks)
