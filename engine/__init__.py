@@ -1,5 +1,6 @@
 """The cache engine. What `service` may use is named here; everything else is the engine's own."""
 
+from engine.advisor.report import FACTORS, AdvisorReport, Estimate
 from engine.answers import (
     Deleted,
     Held,
@@ -34,12 +35,14 @@ from engine.errors import (
     EngineStuckError,
     EngineTimeoutError,
     NoMemoryError,
+    RecordingError,
     StartError,
 )
 from engine.health import Affects, CheckReport, LoopReport, MonitorReport
 from engine.histogram import Histogram, HistogramReport
+from engine.recording.report import RecordingReport
 from engine.runtime import Runtime
-from engine.settings import GIB, MIB, EngineSettings, L2Settings, Liveness
+from engine.settings import GIB, MIB, EngineSettings, L2Settings, Liveness, RecordingSettings
 from engine.status import (
     Cleared,
     KernelGroupReport,
@@ -58,8 +61,10 @@ from engine.status import (
 
 __all__ = [
     "EMPTY_REPORT",
+    "FACTORS",
     "GIB",
     "MIB",
+    "AdvisorReport",
     "Affects",
     "AmbiguousError",
     "AwaitJob",
@@ -74,6 +79,7 @@ __all__ = [
     "EngineStoppedError",
     "EngineStuckError",
     "EngineTimeoutError",
+    "Estimate",
     "Held",
     "Histogram",
     "HistogramReport",
@@ -97,6 +103,9 @@ __all__ = [
     "ObjectPage",
     "ObjectReport",
     "Question",
+    "RecordingError",
+    "RecordingReport",
+    "RecordingSettings",
     "Runtime",
     "Selection",
     "SessionPage",

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     import zmq
 
     from engine.advisor.report import AdvisorReport
-    from engine.recording.recorder import RecordingReport
+    from engine.recording.report import RecordingReport
     from engine.wire.router import Router
 
 logger = logging.getLogger(__name__)

@@ -9,7 +9,7 @@ from typing import Any
 
 import falcon
 
-from engine import AmbiguousError, EngineError, EngineStoppedError, EngineTimeoutError, NoMemoryError
+from engine import AmbiguousError, EngineError, EngineStoppedError, EngineTimeoutError, NoMemoryError, RecordingError
 from service.request_id import request_id
 
 PROBLEM_JSON = "application/problem+json"
@@ -22,6 +22,7 @@ _ENGINE_STATUS: dict[type[EngineError], int] = {
     EngineStoppedError: 503,
     EngineTimeoutError: 503,
     NoMemoryError: 507,
+    RecordingError: 409,
 }
 
 _DETAIL = {

@@ -17,6 +17,7 @@ from engine.errors import EngineTimeoutError, RecordingError
 from engine.feed import Feed
 from engine.recording.files import TraceFiles
 from engine.recording.lines import KEY_BYTES, TraceLines
+from engine.recording.report import RecordingReport
 from engine.settings import RecordingSettings
 from engine.traffic import Prompt
 
@@ -27,22 +28,6 @@ _SHARE: Final = 0.25
 _PART_SECONDS: Final = 0.001
 _IDLE_SECONDS: Final = 0.1
 _SWITCH_SECONDS: Final = 10.0
-
-
-@dataclass(frozen=True, slots=True)
-class RecordingReport:
-    """One moment of the recorder; the counts are those of the recording under way, or else of the last one."""
-
-    is_enabled: bool
-    folder: str | None
-    file: str | None = None
-    """The file being written; None if none is."""
-    lines: int = 0
-    bytes: int = 0
-    dropped: int = 0
-    """Lookups that are not in it: they came faster than they could be written, or were too long for a file."""
-    problem: str | None = None
-    """Why the recording could not begin, or has ended by itself."""
 
 
 @dataclass(slots=True)
