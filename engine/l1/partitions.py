@@ -186,6 +186,7 @@ class Partitions:
             self._shared.former += [*present.former, present.policy]
         elif quota != UNLIMITED:
             self._separate(salt, quota)
+        self.forget_unused(salt)
 
     def _separate(self, salt: str, quota: Quota) -> Partition:
         made = self._own[salt] = Partition(self._make_policy(self._capacity_of(quota)), quota)

@@ -43,6 +43,7 @@ class AgainstEveryByte(RuleBasedStateMachine):
     @rule(size=st.integers(1, 12))
     def allocate(self, size: int) -> None:
         fitting = [run for run in self.free_runs_below() if run[1] >= size]
+        assert self.allocator.fits(size) == bool(fitting)
         offset = self.allocator.allocate(size)
         if not fitting:
             assert offset is None
