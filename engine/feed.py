@@ -43,8 +43,3 @@ class Feed(Generic[T]):
         item, cost = self._items.popleft()
         self._read += cost
         return item
-
-    @property
-    def load(self) -> float:
-        """How full it is, 0 to 1. The reader's."""
-        return (self._written - self._read) / self._limit

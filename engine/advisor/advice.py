@@ -10,6 +10,8 @@ from engine.settings import GIB, MIB
 
 ENOUGH_REFERENCES: Final = 10_000
 """Sampled references without which an estimate may be off by more than two points."""
+_DROPPED: Final = 0.05
+"""Part of the references without which what is left tells nothing about the traffic."""
 _GROWTH_POINTS: Final = 2.0
 _SWITCH_POINTS: Final = 1.0
 _LOSS_POINTS: Final = 0.5
@@ -31,6 +33,8 @@ def _missing(report: AdvisorReport) -> Iterator[str]:
     """What an estimate needs and does not have."""
     if report.sampled_references < ENOUGH_REFERENCES:
         yield f"the sample has {report.sampled_references:,} of the {ENOUGH_REFERENCES:,} references that it needs"
+    if report.dropped_references > _DROPPED * report.references:
+        yield f"{report.dropped_references:,} references were dropped, since the traffic is more than there is time for"
     if not _at(report, report.policy, 1.0).has_been_full:
         yield f"L1 of {size_text(report.l1_size)} has not been filled once by this traffic"
 

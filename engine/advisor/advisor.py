@@ -15,13 +15,18 @@ from engine.l1.partitions import MakePolicy
 from engine.status import StatusReport
 from engine.traffic import References
 
+_READ_SHARE: Final = 0.05
 _SHARE: Final = 0.02
-"""Part of the time that it takes at most: it keeps the interpreter from the engine thread meanwhile."""
+"""Parts of the time that reading notes and simulating take at most while there are requests: meanwhile the engine
+thread does not get the interpreter."""
+_IDLE_SHARE: Final = 0.5
+"""The same while there are none."""
+_IDLE_SECONDS: Final = 0.25
+"""Time without a note after which there are none."""
 _PART_SECONDS: Final = 0.0005
 """Time after which it rests: so long a request may have to wait for it."""
-_IDLE_SECONDS: Final = 0.25
-_LOADED: Final = 0.5
-"""How full the feed may be before a smaller sample is taken."""
+_PAUSE_SECONDS: Final = 0.02
+"""Between two looks for notes."""
 _PUBLISH_SECONDS: Final = 1.0
 
 
@@ -44,7 +49,13 @@ class Advisor:
         self._study: Study | None = None
         """Of the thread, as all that follows."""
         self._steps: Iterator[None] = iter(())
-        """What is left to do for the note at hand."""
+        """Of the study's simulations."""
+        self._has_more = False
+        self._simulate_at = 0.0
+        self._read_at = clock()
+        """When the newest note was read."""
+        self._dropped_before = 0
+        """What the feed had dropped when the study began."""
         self._began = self._publish_at = clock()
         self._base = status()
         self.thread: Final = Background("advisor", self._work)
@@ -61,12 +72,20 @@ class Advisor:
         began = self._clock()
         status = self._status()
         self._begin_anew_if_needed(began, status)
-        is_idle = self._read_until(began + _PART_SECONDS)
+        self._read_until(began + _PART_SECONDS)
+        rest = max((self._clock() - began) / _READ_SHARE, _PAUSE_SECONDS)
+        if self._clock() >= self._simulate_at:
+            self._simulate()
         if began >= self._publish_at:
             self._publish_at = began + _PUBLISH_SECONDS
             self.report = self._reported(status)
-        worked = self._clock() - began
-        return max(_IDLE_SECONDS if is_idle else 0.0, worked / _SHARE)
+        now = self._clock()
+        if not self._is_idle(now):
+            return rest
+        return max(0.0, self._simulate_at - now) if self._has_more else _IDLE_SECONDS
+
+    def _is_idle(self, now: float) -> bool:
+        return now - self._read_at > _IDLE_SECONDS
 
     def _begin_anew_if_needed(self, now: float, status: StatusReport) -> None:
         size = self._study.l1_size if self._study else None
@@ -74,24 +93,27 @@ class Advisor:
         if size == wanted:
             return
         self._study = Study(self._policies, wanted) if wanted else None
-        self._steps = iter(())
+        self._steps = self._study.simulate() if self._study else iter(())
+        self._dropped_before = self._feed.dropped
         self._began = self._publish_at = now
         self._base = status
 
-    def _read_until(self, end: float) -> bool:
-        """Reads notes until a time; returns True if there are no more."""
-        study = self._study
-        if study is not None and self._feed.load > _LOADED:
-            study.save_time()
-        while True:
-            for _ in self._steps:
-                if self._clock() >= end:
-                    return False
-            note = self._feed.take()
-            if note is None:
-                return True
-            if study is not None:
-                self._steps = study.observe(note)
+    def _read_until(self, end: float) -> None:
+        while (note := self._feed.take()) is not None:
+            if self._study is not None:
+                self._study.read(note)
+            self._read_at = self._clock()
+            if self._read_at >= end:
+                return
+
+    def _simulate(self) -> None:
+        """For a part of the time."""
+        began = self._clock()
+        self._has_more = any(self._clock() - began >= _PART_SECONDS for _ in self._steps)
+        if not self._has_more and self._study:
+            self._steps = self._study.simulate()
+        now = self._clock()
+        self._simulate_at = now + (now - began) / (_IDLE_SHARE if self._is_idle(now) else _SHARE)
 
     def _reported(self, status: StatusReport) -> AdvisorReport:
         study, old, new = self._study, self._base.l1, status.l1
@@ -103,7 +125,7 @@ class Advisor:
             policy=status.eviction_policy,
             l1_size=new.memory_total_bytes,
             references=sample.asked if sample else 0,
-            dropped_references=self._feed.dropped,
+            dropped_references=self._feed.dropped - self._dropped_before + (study.dropped if study else 0),
             sampled_references=sample.references if sample else 0,
             sampled_chunks=study.sampled_chunks if study else 0,
             sample_rate=sample.rate if sample else 1.0,

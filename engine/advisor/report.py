@@ -36,7 +36,7 @@ class AdvisorReport:
     references: int
     """Chunks that lookups asked for since it began."""
     dropped_references: int
-    """Object keys that were not looked at, since the server was started: the traffic was more than it may take time."""
+    """Chunks, roughly, that were not looked at: the traffic was more than there is time for."""
     sampled_references: int
     """As many as were in the sample, had its present rate held from the start."""
     sampled_chunks: int

@@ -30,6 +30,8 @@ _LEAST: Final = 64
 _COUNTERS: Final = 1 << 19
 """How often chunks were seen: 1 MiB. Two chunks may share a counter: a stratum is only a guess that all share."""
 _MOST: Final = (1 << 16) - 1
+_STRATUM: Final = np.searchsorted(2 ** np.arange(STRATA - 1), np.arange(_MOST + 1), side="right")
+"""By how often a chunk was seen."""
 _FULL: Final = 1 << 64
 _WORDS: Final = (NAMESPACE_BYTES + HASH_BYTES) // 8
 _WORD: Final = NAMESPACE_BYTES // 8
@@ -56,20 +58,27 @@ class Piece(NamedTuple):
     before: list[Sampled]
     now: list[Sampled]
 
+    @property
+    def chunks(self) -> int:
+        return len(self.before) + len(self.now)
+
+    def below(self, threshold: int) -> Piece:
+        """What of it is in a smaller sample."""
+        return Piece(*([sampled for sampled in part if sampled.id < threshold] for part in self))
+
 
 class Sample:
-    """Reads notes. `references` and `counts` are scaled to the present rate: as if that had held from the start."""
+    """Reads notes. `counts` is scaled to the present rate: as if that had held from the start."""
 
     def __init__(self) -> None:
         self.asked = 0
         """Chunks that lookups asked for."""
         self.counts = [0.0] * STRATA
-        """Sampled references by stratum."""
+        """Sampled references by stratum, as far as it is known which of them hit."""
         self._threshold = _FULL
         self._totals = np.zeros(STRATA, dtype=np.int64)
         self._seen = np.zeros(_COUNTERS, dtype=np.uint16)
         self._used_counters = 0
-        self._limits = 2 ** np.arange(STRATA - 1)
 
     @property
     def rate(self) -> float:
@@ -86,6 +95,12 @@ class Sample:
         self.counts = [factor * count for count in self.counts]
         return self._threshold
 
+    def know(self, piece: Piece) -> None:
+        """It is known what of a piece hits."""
+        for sampled in piece.now:
+            if sampled.stratum >= 0:
+                self.counts[sampled.stratum] += 1
+
     def read(self, note: References) -> Piece:
         """Counts what a note refers to; returns what of it is in the sample."""
         self.asked += note.asked
@@ -101,8 +116,6 @@ class Sample:
             stratum = int(strata[place]) if 0 <= place < note.counted - note.first else -1
             sampled = Sampled(id_, note.size, stratum, note.first - 1 <= index < last)
             (piece.before if place < 0 else piece.now).append(sampled)
-            if stratum >= 0:
-                self.counts[stratum] += 1
         return piece
 
     def hit_ratio(self, hits: Sequence[float]) -> float:
@@ -130,9 +143,9 @@ class Sample:
 
     def _count(self, ids: Words, counted: int) -> npt.NDArray[np.intp]:
         """The strata of these chunks, which are seen once more now; the first `counted` of them are references."""
-        places = ids % _COUNTERS
+        places = ids & np.uint64(_COUNTERS - 1)
         seen = self._seen[places]
-        strata = np.searchsorted(self._limits, seen, side="right")
+        strata: npt.NDArray[np.intp] = _STRATUM[seen]
         self._seen[places] = np.minimum(seen, _MOST - 1) + 1
         self._totals += np.bincount(strata[:counted], minlength=STRATA)
         self._used_counters += len(seen) - int(np.count_nonzero(seen))

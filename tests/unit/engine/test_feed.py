@@ -27,12 +27,3 @@ def test_there_is_room_again_for_what_was_taken() -> None:
         feed.put(number, 4)
         assert feed.take() == number
     assert feed.dropped == 0
-
-
-def test_it_tells_how_full_it_is() -> None:
-    feed = Feed[str](10)
-    assert feed.load == 0.0
-    feed.put("a", 6)
-    assert feed.load == 0.6
-    feed.take()
-    assert feed.load == 0.0

@@ -71,6 +71,13 @@ def test_a_small_sample_is_no_evidence() -> None:
     )
 
 
+def test_traffic_that_was_not_looked_at_is_no_evidence() -> None:
+    assert advise(replace(report(), dropped_references=5_000)).startswith("no change")
+    assert advise(replace(report(), dropped_references=5_001)) == (
+        "no advice yet: 5,001 references were dropped, since the traffic is more than there is time for."
+    )
+
+
 def test_an_l1_that_was_never_full_is_no_evidence() -> None:
     estimates = tuple(replace(each, has_been_full=False) for each in report().estimates)
     assert advise(replace(report(), estimates=estimates)) == (

@@ -18,6 +18,13 @@ def note(
     return References("r", ("m", 1, salt), keys, 1, first, len(blocks) if counted is None else counted, asked, 100, 0)
 
 
+def known(sample: Sample, found: References) -> Piece:
+    """Reads a note, as if it was then found out what of it hits."""
+    piece = sample.read(found)
+    sample.know(piece)
+    return piece
+
+
 def ids(piece: Piece) -> set[int]:
     return {sampled.id for sampled in (*piece.before, *piece.now)}
 
@@ -30,7 +37,7 @@ def half() -> Sample:
 
 def test_at_first_everything_is_in_the_sample() -> None:
     sample = Sample()
-    piece = sample.read(note(range(10), first=4))
+    piece = known(sample, note(range(10), first=4))
     assert (len(piece.before), len(piece.now)) == (4, 6)
     assert (sample.rate, sample.references) == (1.0, 6)
 
@@ -51,7 +58,7 @@ def test_what_leaves_at_a_lower_rate_is_what_is_above_the_threshold() -> None:
 
 def test_a_lower_rate_scales_what_was_counted() -> None:
     sample = Sample()
-    sample.read(note(range(1000)))
+    known(sample, note(range(1000)))
     sample.lower(0.3)
     assert sample.references == 300
 
@@ -75,7 +82,7 @@ def test_a_lookup_is_read_in_the_order_of_the_prompt_and_one_object_a_chunk() ->
 
 def test_what_was_not_asked_for_is_no_reference() -> None:
     sample = Sample()
-    piece = sample.read(note(range(10), first=2, counted=6))
+    piece = known(sample, note(range(10), first=2, counted=6))
     assert [each.stratum for each in piece.now] == [0] * 4 + [-1] * 4
     assert sample.references == 4
 
@@ -94,7 +101,7 @@ def test_the_chunk_before_what_is_new_is_followed_and_the_last_one_is_not() -> N
 def test_the_part_that_hits_is_weighed_by_all_references_of_its_stratum() -> None:
     sample = half()
     for _ in range(2):
-        sample.read(note(range(1000), asked=1000))
+        known(sample, note(range(1000), asked=1000))
     hits = [0.0] * STRATA
     hits[1] = sample.counts[1]
     assert sample.counts[1] != 500, "the sample is never exactly a half"
@@ -106,14 +113,14 @@ def test_a_chunk_in_every_request_hits_though_it_is_not_in_the_sample() -> None:
     outside = next(block for block in range(100) if not sample.read(note([block])).now)
     sample = half()
     for request in range(1000):
-        sample.read(note([outside, 1000 + request], asked=2))
+        known(sample, note([outside, 1000 + request], asked=2))
     assert sample.hit_ratio([0.0] * STRATA) == pytest.approx(0.5, abs=0.02)
 
 
 def test_what_was_asked_for_and_never_stored_is_a_miss() -> None:
     sample = Sample()
     for _ in range(2):
-        sample.read(note(range(100), asked=200))
+        known(sample, note(range(100), asked=200))
     hits = [0.0] * STRATA
     hits[1] = 100
     assert sample.hit_ratio(hits) == pytest.approx(0.25)
