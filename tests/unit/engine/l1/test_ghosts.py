@@ -88,7 +88,7 @@ def test_it_is_a_list_from_which_any_can_be_taken(steps: list[tuple[str, int, in
             line.append((key, number))
         else:
             found = ghosts.take(key)
-            assert (found and [found.size] or []) == known
+            assert ((found and [found.size]) or []) == known
         assert (ghosts.size, len(ghosts)) == (sum(size for _, size in line), len(line))
 
 

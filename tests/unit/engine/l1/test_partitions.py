@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import pytest
 
 from engine.discovery import policy_maker, policy_names
@@ -205,10 +207,8 @@ class TestReservation:
             tenants.put("a", chr(key))
         for number in range(400):
             salt, size = "bcd"[number % 3], (1, 2, 3, 5, 8)[number % 5]
-            try:
+            with contextlib.suppress(NoSpaceError):
                 tenants.put(salt, chr(0x5000 + number), size)
-            except NoSpaceError:
-                pass
             tenants.use(chr(0x5000 + number - 7))
             assert tenants.used("a") >= 12
             assert tenants.used("c") <= 11

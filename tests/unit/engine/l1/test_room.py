@@ -46,7 +46,11 @@ class Memory:
             self.allocator.set_capacity(capacity * PAGE)
 
     def find(
-        self, pages: int, order: str, condemned: str = "", allowance: Callable[[], Callable[[Entry], bool]] | None = None
+        self,
+        pages: int,
+        order: str,
+        condemned: str = "",
+        allowance: Callable[[], Callable[[Entry], bool]] | None = None,
     ) -> str:
         """The names of those that have to go, sorted."""
         found = self.found(pages, order, condemned, allowance)
