@@ -1,5 +1,6 @@
 """The cache engine. What `service` may use is named here; everything else is the engine's own."""
 
+from engine.advisor.report import FACTORS, AdvisorReport, Estimate
 from engine.answers import (
     Deleted,
     Held,
@@ -47,12 +48,23 @@ from engine.errors import (
     NoMemoryError,
     PinError,
     QuotaError,
+    RecordingError,
     StartError,
 )
 from engine.health import Affects, CheckReport, LoopReport, MonitorReport
 from engine.histogram import Histogram, HistogramReport
+from engine.recording.report import RecordingReport
 from engine.runtime import Runtime
-from engine.settings import GIB, MIB, EngineSettings, L2Settings, Liveness, QuotaSettings, TenantQuota
+from engine.settings import (
+    GIB,
+    MIB,
+    EngineSettings,
+    L2Settings,
+    Liveness,
+    QuotaSettings,
+    RecordingSettings,
+    TenantQuota,
+)
 from engine.simulation import OPTIMAL, HitRatios, Trace, TraceError, parse_trace, simulate, simulated_policies
 from engine.status import (
     Cleared,
@@ -72,9 +84,11 @@ from engine.status import (
 
 __all__ = [
     "EMPTY_REPORT",
+    "FACTORS",
     "GIB",
     "MIB",
     "OPTIMAL",
+    "AdvisorReport",
     "Affects",
     "AmbiguousError",
     "AwaitJob",
@@ -91,6 +105,7 @@ __all__ = [
     "EngineStoppedError",
     "EngineStuckError",
     "EngineTimeoutError",
+    "Estimate",
     "Held",
     "Histogram",
     "HistogramReport",
@@ -125,6 +140,9 @@ __all__ = [
     "QuotaReport",
     "QuotaReports",
     "QuotaSettings",
+    "RecordingError",
+    "RecordingReport",
+    "RecordingSettings",
     "Runtime",
     "Selection",
     "SessionPage",

@@ -12,6 +12,7 @@ from engine.meters import Meters, TransferMeter
 from engine.prompts import Chunks, Prompts, RefusedError
 from engine.sessions import Sessions
 from engine.slots import reserve_missing, take_readable
+from engine.traffic import Traffic
 from engine.transfer.plan import NULL_BLOCK
 from engine.wire.messages import Retrieve, Store, TransferReply
 from engine.workers import Worker, Workers
@@ -44,6 +45,7 @@ class Copies:
         workers: Workers,
         prompts: Prompts,
         meters: Meters,
+        traffic: Traffic,
         max_age: float,
     ) -> None:
         self._cache = cache
@@ -51,6 +53,7 @@ class Copies:
         self._workers = workers
         self._prompts = prompts
         self._meters = meters
+        self._traffic = traffic
         self._max_age = max_age
         self.skipped_stores = 0
         self._jobs: dict[int, _Job] = {}
@@ -69,6 +72,8 @@ class Copies:
         chunks = self._prompts.chunks(message.key, worker)
         _check_blocks(message.block_ids, layout, chunks.count)
         skip = _null_chunks(message.block_ids, layout, chunks.count)
+        size = self._workers.chunk_bytes(worker.pair)
+        self._traffic.stored(message.key.request_id, chunks, size, self._cache.counters.clears)
         reserved = reserve_missing(self._cache, chunks, layout.object_bytes, event.now, skip)
         if not reserved:
             self._meters.server_stores.answer(event.now - event.received, done=True)

@@ -41,6 +41,7 @@ from engine.registration import Registration
 from engine.sessions import Sessions
 from engine.settings import EngineSettings
 from engine.status import L1Report, LookupReport, StatusReport
+from engine.traffic import Traffic
 from engine.tuning import Tuning
 from engine.wire import messages as m
 from engine.wire.codec import BY_MESSAGE
@@ -52,20 +53,28 @@ Handler = Callable[[RequestArrived, Any], list[Effect]]
 class Engine:
     """All state of the server. Belongs to the engine thread."""
 
-    def __init__(self, settings: EngineSettings, cache: L1Cache, pool: m.RegisterEngineDrivenReply) -> None:
-        """`pool` names the shared memory that `cache` hands out offsets into."""
+    def __init__(
+        self,
+        settings: EngineSettings,
+        cache: L1Cache,
+        pool: m.RegisterEngineDrivenReply,
+        traffic: Traffic | None = None,
+    ) -> None:
+        """`pool` names the shared memory that `cache` hands out offsets into; `traffic` is what others study."""
         self._settings: Final = settings
         self._cache = cache
         self._sessions = Sessions()
         self._workers = Workers()
         self._refused_requests = 0
         self._transfers_ended: str | None = None
+        self._traffic = traffic = traffic or Traffic()
         prompts = Prompts(ChunkHasher(settings.chunk_size))
         liveness = settings.liveness
         self._meters = meters = Meters()
-        self._lookups = Lookups(cache, self._sessions, self._workers, prompts)
-        self._copies = Copies(cache, self._sessions, self._workers, prompts, meters, liveness.transfer_max_age)
-        self._lending = Lending(cache, self._sessions, self._workers, prompts, meters)
+        self._lookups = Lookups(cache, self._sessions, self._workers, prompts, traffic)
+        max_age = liveness.transfer_max_age
+        self._copies = Copies(cache, self._sessions, self._workers, prompts, meters, traffic, max_age)
+        self._lending = Lending(cache, self._sessions, self._workers, prompts, meters, traffic)
         self._registration = Registration(
             self._workers, self._lending.withdraw, self._copies.is_copying, pool, settings.chunk_size, liveness
         )
@@ -195,6 +204,7 @@ class Engine:
 
     def _lookup(self, event: RequestArrived, message: m.Lookup) -> list[Effect]:
         self._lookups.lookup(event.now, event.to.client, message.key)
+        self._traffic.prompt(event.now, message.key)
         return [Reply(event.to, None)]
 
     def _collect(self, event: RequestArrived, message: m.QueryPrefetchStatus | m.WaitPrefetchStatus) -> list[Effect]:

@@ -27,6 +27,10 @@ class PinError(EngineError):
     """A prefix cannot be pinned: it has no complete chunk, or the budget does not suffice. Names the numbers."""
 
 
+class RecordingError(EngineError):
+    """The traffic cannot be recorded: no folder is configured, or it cannot be written. Names the remedy."""
+
+
 class AmbiguousError(EngineError):
     """A question that fits several things; the message says what to add to it."""
 

@@ -10,6 +10,7 @@ from engine.meters import Meters
 from engine.prompts import Chunks, Prompts, RefusedError
 from engine.sessions import Sessions
 from engine.slots import reserve_missing, take_readable
+from engine.traffic import Traffic
 from engine.wire.messages import (
     CommitRetrieve,
     CommitStore,
@@ -32,11 +33,20 @@ class Lending:
     a slot must not get a new owner while somebody may still write to it or read from it.
     """
 
-    def __init__(self, cache: L1Cache, sessions: Sessions, workers: Workers, prompts: Prompts, meters: Meters) -> None:
+    def __init__(
+        self,
+        cache: L1Cache,
+        sessions: Sessions,
+        workers: Workers,
+        prompts: Prompts,
+        meters: Meters,
+        traffic: Traffic,
+    ) -> None:
         self._cache = cache
         self._sessions = sessions
         self._workers = workers
         self._prompts = prompts
+        self._traffic = traffic
         self._stores = meters.worker_stores
         self._retrieves = meters.worker_retrieves
 
@@ -45,6 +55,8 @@ class Lending:
         worker, layout, chunks = self._resolve(message.instance_id, message.key)
         if chunks.range in worker.reservations:
             raise RefusedError("the same range is being stored already by this worker")
+        size = self._workers.chunk_bytes(worker.pair)
+        self._traffic.stored(message.key.request_id, chunks, size, self._cache.counters.clears)
         reserved = reserve_missing(self._cache, chunks, layout.object_bytes, event.now)
         if reserved:
             entries = [entry for _, entry in reserved]

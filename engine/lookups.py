@@ -12,6 +12,7 @@ from engine.prompts import Prompts, RefusedError
 from engine.sessions import Session, Sessions
 from engine.settings import Liveness
 from engine.status import MissReason
+from engine.traffic import Traffic
 from engine.wire.messages import Key
 from engine.workers import Workers
 
@@ -55,7 +56,9 @@ def longest_prefix(cache: L1Cache, spaces: list[bytes], hashes: Iterable[bytes])
 class Lookups:
     """The scheduler's side of the protocol. Belongs to the engine thread."""
 
-    def __init__(self, cache: L1Cache, sessions: Sessions, workers: Workers, prompts: Prompts) -> None:
+    def __init__(
+        self, cache: L1Cache, sessions: Sessions, workers: Workers, prompts: Prompts, traffic: Traffic
+    ) -> None:
         self.hit_chunks = 0
         self.missed_chunks = 0
         self._missed: dict[MissReason, int] = dict.fromkeys(_COUNTED, 0)
@@ -69,6 +72,7 @@ class Lookups:
         self._sessions = sessions
         self._workers = workers
         self._prompts = prompts
+        self._traffic = traffic
 
     def lookup(self, now: float, client: bytes, key: Key) -> None:
         """Finds and leases the longest prefix that every shard has; the result waits for `collect`.
@@ -97,6 +101,8 @@ class Lookups:
         self.missed_chunks += chunks - session.hits
         if prefix.missing is not None:
             self._unexplained.append(prefix.missing)
+        size = self._workers.chunk_bytes((key.model_name, key.world_size))
+        self._traffic.found(key, chunks, session.suffix_first, len(spaces), size, self._cache.counters.clears)
 
     def missed(self) -> tuple[tuple[MissReason, int], ...]:
         """How many lookups did not find everything, by the reason of the first object that was not there.

@@ -27,8 +27,15 @@ from engine.commands import (
     Shrink,
     StopShrinking,
 )
-from engine.discovery import policy_maker
-from engine.errors import EngineStoppedError, EngineStuckError, EngineTimeoutError, NoMemoryError, StartError
+from engine.discovery import policy_maker, policy_names
+from engine.errors import (
+    EngineError,
+    EngineStoppedError,
+    EngineStuckError,
+    EngineTimeoutError,
+    NoMemoryError,
+    StartError,
+)
 from engine.health import MonitorReport
 from engine.settings import EngineSettings, QuotaSettings
 from engine.status import StatusReport
@@ -36,6 +43,8 @@ from engine.status import StatusReport
 if TYPE_CHECKING:
     import zmq
 
+    from engine.advisor.report import AdvisorReport
+    from engine.recording.report import RecordingReport
     from engine.wire.router import Router
 
 logger = logging.getLogger(__name__)
@@ -67,11 +76,14 @@ class Runtime:
         # PERF: torch takes a second to import, and HTTP must answer before that; so nothing above here imports it.
         import zmq
 
+        from engine.advisor.advisor import Advisor
         from engine.core import Engine
         from engine.l1.arena import PREFIX, Arena, remove_leftovers
         from engine.l1.cache import L1Cache
         from engine.loop import EngineLoop, Mailbox
         from engine.monitor import Monitor
+        from engine.recording.recorder import Recorder
+        from engine.traffic import Traffic
         from engine.transfer.torch_copier import TorchCopier
         from engine.transfer.worker import TransferWorker
         from engine.wire.messages import RegisterEngineDrivenReply
@@ -92,7 +104,8 @@ class Runtime:
             self.endpoint: Final = router.endpoint
             """Where the data plane listens, with the real port: `tcp://127.0.0.1:5555`."""
             pool = RegisterEngineDrivenReply(self._arena.name, self._arena.length)
-            engine = Engine(settings, L1Cache(settings.l1_size, make_policy), pool)
+            traffic = Traffic()
+            engine = Engine(settings, L1Cache(settings.l1_size, make_policy), pool, traffic)
             self._mailbox = Mailbox()
             undo.callback(self._mailbox.close)
             copier = TorchCopier(self._arena.bytes, time.monotonic)
@@ -102,6 +115,10 @@ class Runtime:
             self._monitor = Monitor(
                 self.endpoint, self._thread.is_alive, lambda: loop.published[0], self._transfers, time.monotonic
             )
+            policies = {name: policy_maker(name) for name in policy_names()}
+            self._advisor = Advisor(traffic.references, policies, lambda: loop.published[1], time.monotonic)
+            self._recorder = Recorder(traffic.prompts, settings.recording, settings.chunk_size, time.monotonic)
+            self._helpers = (self._advisor.thread, self._recorder.thread)
             undo.pop_all()
         self._stopped = False
         self._tuning = threading.Lock()
@@ -109,6 +126,7 @@ class Runtime:
         self._l1_size = settings.l1_size
         self._transfers.start()
         self._thread.start()
+        self._start_helpers(settings)
         self._monitor.start()
         self._await_first_pass()
 
@@ -124,6 +142,25 @@ class Runtime:
     def checks(self) -> MonitorReport:
         """Every check and every loop, as the monitor found them last. Never raises."""
         return self._monitor.report()
+
+    def advice(self) -> AdvisorReport:
+        """What another size or policy of L1 would do, as the advisor has found last. Never raises."""
+        return self._advisor.report
+
+    def set_advisor(self, enabled: bool) -> None:
+        """Has the advisor look at the traffic from now on, or no more."""
+        self._advisor.enable(enabled)
+
+    def recording(self) -> RecordingReport:
+        """What the recorder does. Never raises."""
+        return self._recorder.report
+
+    def record(self, enabled: bool) -> None:
+        """Begins a recording of the traffic, or ends it; returns when that is done.
+
+        Raises RecordingError, and then records nothing, or EngineTimeoutError.
+        """
+        self._recorder.switch(enabled)
 
     def watch(self, name: str, is_alive: Callable[[], str | None]) -> None:
         """Makes the life of a loop of the service part of the check `loops`.
@@ -229,6 +266,7 @@ class Runtime:
         if self._stopped:
             return
         stuck = [] if self._monitor.stop() else ["monitor"]
+        stuck += [helper.name for helper in self._helpers if not helper.stop()]
         self._loop.stop()
         self._thread.join(_STOP_SECONDS)
         if self._thread.is_alive():
@@ -243,6 +281,17 @@ class Runtime:
         self._stopped = True
         self._mailbox.close()
         self._arena.close()
+
+    def _start_helpers(self, settings: EngineSettings) -> None:
+        for helper in self._helpers:
+            helper.start()
+            self._monitor.watch(helper.name, helper.problem)
+        self._advisor.enable(settings.advisor_enabled)
+        if settings.recording.enabled:
+            try:
+                self._recorder.switch(True)
+            except EngineError as error:
+                logger.warning("the traffic is not recorded: %s", error)
 
     def _await_first_pass(self) -> None:
         failed = self._monitor.first_pass(_FIRST_PASS_SECONDS)

@@ -61,6 +61,17 @@ class QuotaSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class RecordingSettings:
+    """Where the lookups of the live traffic are written to as a trace, and how much of them is kept; sizes in bytes."""
+
+    enabled: bool = False
+    """From the start on."""
+    folder: str | None = None
+    max_file_size: int = 64 * MIB
+    max_files: int = 8
+
+
+@dataclass(frozen=True, slots=True)
 class EngineSettings:
     """Everything the engine is configured with; sizes in bytes, times in seconds."""
 
@@ -80,3 +91,6 @@ class EngineSettings:
     pin_budget: int | None = None
     """Bytes of L1 that pins may hold; None stands for a quarter of it."""
     quotas: QuotaSettings = field(default_factory=QuotaSettings)
+    advisor_enabled: bool = True
+    """Estimate from the traffic what L1 would do with another size or policy."""
+    recording: RecordingSettings = field(default_factory=RecordingSettings)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from engine.l1.cache import ALIGNMENT
 from engine.l1.entry import Entry
 from engine.layouts import KVLayout, SlotLayout
 from engine.status import LayoutReport, TransferMode, WorkerReport, WorkerState
@@ -96,6 +97,7 @@ class Workers:
     def __init__(self) -> None:
         self._by_id: dict[int, Worker] = {}
         self._fingerprints: dict[Pair, tuple[bytes, ...]] = {}
+        self._chunk_bytes: dict[Pair, int] = {}
         self._reports: tuple[WorkerReport, ...] | None = None
 
     def __iter__(self) -> Iterator[Worker]:
@@ -119,13 +121,15 @@ class Workers:
     def changed(self) -> None:
         """A worker has come, gone or changed its state: what was derived from all of them is derived anew."""
         self._reports = None
-        layouts: dict[Pair, set[bytes]] = {}
+        layouts: dict[Pair, dict[bytes, int]] = {}
         unservable: set[Pair] = set()
         for worker in self:
             if worker.state != "ready" or worker.layout is None:
                 unservable.add(worker.pair)
             else:
-                layouts.setdefault(worker.pair, set()).add(worker.layout.fingerprint)
+                occupied = -(-worker.layout.object_bytes // ALIGNMENT) * ALIGNMENT
+                layouts.setdefault(worker.pair, {})[worker.layout.fingerprint] = occupied
+        self._chunk_bytes = {pair: pair[1] * sum(found.values()) for pair, found in layouts.items()}
         self._fingerprints = {pair: tuple(sorted(found)) for pair, found in layouts.items() if pair not in unservable}
 
     def fingerprints(self, pair: Pair) -> tuple[bytes, ...]:
@@ -134,6 +138,10 @@ class Workers:
         Empty if no lookup may hit now: no worker is registered, or one of them could not serve its retrieve.
         """
         return self._fingerprints.get(pair, ())
+
+    def chunk_bytes(self, pair: Pair) -> int:
+        """What a chunk of this model occupies in L1 with all its shards and layouts; 0 if no worker is ready."""
+        return self._chunk_bytes.get(pair, 0)
 
     def reports(self) -> tuple[WorkerReport, ...]:
         if self._reports is None:

@@ -10,7 +10,17 @@ from typing import Any, Protocol, TypeVar
 
 import falcon
 
-from engine import Command, EngineError, LookReport, MonitorReport, PinReport, Question, StatusReport
+from engine import (
+    AdvisorReport,
+    Command,
+    EngineError,
+    LookReport,
+    MonitorReport,
+    PinReport,
+    Question,
+    RecordingReport,
+    StatusReport,
+)
 from service.access import AccessControl
 from service.configuration import Configuration
 from service.document import Document
@@ -40,6 +50,15 @@ class Engine(Protocol):
 
     def ask(self, command: Command[A], timeout: float) -> A:
         """Has a command carried out between two requests. Raises EngineTimeoutError, EngineStoppedError."""
+
+    def advice(self) -> AdvisorReport:
+        """What another L1 would do. Never raises."""
+
+    def recording(self) -> RecordingReport:
+        """What the recorder does. Never raises."""
+
+    def record(self, enabled: bool) -> None:
+        """Begins or ends a recording. Raises RecordingError, EngineTimeoutError."""
 
     def look(self, question: Question, timeout: float) -> LookReport:
         """What a lookup would find now. Raises AmbiguousError, EngineTimeoutError, EngineStoppedError."""

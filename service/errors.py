@@ -17,6 +17,7 @@ from engine import (
     NoMemoryError,
     PinError,
     QuotaError,
+    RecordingError,
 )
 from service.request_id import request_id
 
@@ -32,6 +33,7 @@ _ENGINE_STATUS: dict[type[EngineError], int] = {
     NoMemoryError: 507,
     PinError: 409,
     QuotaError: 409,
+    RecordingError: 409,
 }
 
 _DETAIL = {

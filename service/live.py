@@ -24,6 +24,12 @@ class Tunable(Protocol):
     def resize_l1(self, size: int) -> None:
         """Gives L1 another size in bytes. Raises EngineError, and the size is the old."""
 
+    def set_advisor(self, enabled: bool) -> None:
+        """Has the advisor look at the traffic, or no more."""
+
+    def record(self, enabled: bool) -> None:
+        """Begins or ends a recording. Raises EngineError, and nothing is recorded."""
+
     def change_policy(self, name: str) -> None:
         """Evicts by another policy from now on; the contents stay. Raises EngineError, and the policy is the old."""
 
@@ -54,6 +60,16 @@ def appliers(
     return (
         setter(("log", "level"), lambda each: each.log.level, logs.change),
         setter(("http",), lambda each: each.http.policy, access.replace),
+        setter(
+            ("advisor", "enabled"),
+            lambda each: each.engine.advisor_enabled,
+            lambda enabled: running().set_advisor(enabled),
+        ),
+        setter(
+            ("recording", "enabled"),
+            lambda each: each.engine.recording.enabled,
+            lambda enabled: running().record(enabled),
+        ),
         setter(
             ("l1", "eviction_policy"),
             lambda each: each.engine.eviction_policy,

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from engine import GIB, MIB, EngineSettings, L2Settings, Liveness
+from engine import GIB, MIB, EngineSettings, L2Settings, Liveness, RecordingSettings
 from service.access import Policy, Token
 from service.problems import DEFAULT, MASK, ConfigError, Origin, Problem, SettingPath
 from service.quotas import check_quotas, quota_settings
@@ -18,6 +18,7 @@ from service.tokens import Entry, TokenFiles, read_tokens
 from service.yaml_source import Source, read_yaml
 
 MINIMUM_L1 = MIB
+MINIMUM_RECORDING = MIB
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,9 +113,11 @@ def load_settings(
     tokens = read_tokens(list(_token_entries(schema, file or "", layers)))
     found = check(schema, layers.values, layers.origins)
     problems = [*source.problems, *found, *_size_problems(schema, layers), *_quota_problems(schema, layers)]
+    problems += _recording_problems(schema, layers)
     if problems or tokens.problems:
         raise ConfigError(_first_of_each([*problems, *tokens.problems]))
-    return _build(schema, _merged(defaults(schema), layers.values), layers.origins, tokens)
+    values = _merged(defaults(schema), layers.values)
+    return _build(schema, values, layers.origins, tokens, Path(file or "").parent)
 
 
 def gibibytes(text: str) -> int:
@@ -157,10 +160,20 @@ def _size_problems(schema: Schema, layers: _Layers) -> Iterator[Problem]:
     given = {name: size for name in ("size", "max_size") if _is_size(size := _given(layers.values, "l1", name))}
     for name, size in given.items():
         if parse_size(size) < MINIMUM_L1:
-            yield _size_problem(schema, layers, name, size, "must be at least 1MiB")
+            yield _size_problem(schema, layers, ("l1", name), size, "must be at least 1MiB")
     most, least = given.get("max_size"), given.get("size", defaults(schema)["l1"]["size"])
     if most is not None and parse_size(most) < parse_size(least):
-        yield _size_problem(schema, layers, "max_size", most, "must be at least l1.size")
+        yield _size_problem(schema, layers, ("l1", "max_size"), most, "must be at least l1.size")
+
+
+def _recording_problems(schema: Schema, layers: _Layers) -> Iterator[Problem]:
+    """What the schema cannot say of a recording."""
+    size = _given(layers.values, "recording", "max_file_size")
+    if _is_size(size) and parse_size(size) < MINIMUM_RECORDING:
+        yield _size_problem(schema, layers, ("recording", "max_file_size"), size, "must be at least 1MiB")
+    if _given(layers.values, "recording", "enabled") is True and not _given(layers.values, "recording", "folder"):
+        path = ("recording", "enabled")
+        yield Problem(layers.origins[path].place, "needs recording.folder", path, True, has_value=True)
 
 
 def _quota_problems(schema: Schema, layers: _Layers) -> list[Problem]:
@@ -181,8 +194,7 @@ def _is_size(value: Any) -> bool:
     return type(value) is int or (isinstance(value, str) and is_size(value))
 
 
-def _size_problem(schema: Schema, layers: _Layers, name: str, size: int | str, message: str) -> Problem:
-    path = ("l1", name)
+def _size_problem(schema: Schema, layers: _Layers, path: tuple[str, str], size: int | str, message: str) -> Problem:
     seen = shown(schema, path, size, layers.origins)
     return Problem(layers.origins[path].place, message, path, seen, has_value=True)
 
@@ -227,7 +239,7 @@ def _merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
 
 
 def _build(
-    schema: Schema, values: dict[str, Any], origins: Mapping[SettingPath, Origin], tokens: TokenFiles
+    schema: Schema, values: dict[str, Any], origins: Mapping[SettingPath, Origin], tokens: TokenFiles, folder: Path
 ) -> Settings:
     server, l1 = values["server"], values["l1"]
     engine = EngineSettings(
@@ -244,12 +256,24 @@ def _build(
         quotas=quota_settings(values["quotas"]),
         l2=tuple(_adapter(entry) for entry in values["l2"]),
         drain_timeout=server["drain_timeout"],
+        advisor_enabled=values["advisor"]["enabled"],
+        recording=_recording(values["recording"], folder),
     )
     http = HttpSettings(**{**values["http"], "tokens": tuple(tokens.tokens)})
     listing = tuple(
         Setting(path, value, origins.get(path, DEFAULT), is_secret(schema, path)) for path, value in _leaves(values, ())
     )
     return Settings(engine, http, listing, LogSettings(**values["log"]), (*tokens.warnings, *_idle(http)))
+
+
+def _recording(values: dict[str, Any], folder: Path) -> RecordingSettings:
+    """`folder` is where the configuration stands: it does not matter where the server is started."""
+    return RecordingSettings(
+        enabled=values["enabled"],
+        folder=None if values["folder"] is None else str(folder / values["folder"]),
+        max_file_size=parse_size(values["max_file_size"]),
+        max_files=values["max_files"],
+    )
 
 
 def _idle(http: HttpSettings) -> Iterator[str]:

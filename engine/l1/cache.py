@@ -46,6 +46,8 @@ class Counters:
     evicted_bytes: int = 0
     refused_objects: dict[RefusalReason, int] = field(default_factory=lambda: dict.fromkeys(get_args(RefusalReason), 0))
     cleared_objects: int = 0
+    clears: int = 0
+    """How often everything was cleared."""
     absent_reads: int = 0
     unready_reads: int = 0
 
@@ -244,6 +246,7 @@ class L1Cache:
         """Makes everything impossible to find at once. Costs as much as there are objects in use, not more."""
         cleared = Cleared(self._ready, self._ready_bytes)
         self.counters.cleared_objects += self._ready
+        self.counters.clears += 1
         self.history.cleared(self._entries)
         self._entries = {}
         self._ready = self._ready_bytes = 0

@@ -13,9 +13,10 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import Metric
 from prometheus_client.registry import Collector
 
-from engine import CheckReport, LoopReport, StatusReport
+from engine import AdvisorReport, CheckReport, LoopReport, RecordingReport, StatusReport
 from service.configuration import ReloadReport
 from service.http_metrics import HttpReport
+from service.metrics.advisor_series import advisor_series, recording_series
 from service.metrics.engine_series import engine_series
 from service.metrics.health_series import check_series, loop_series, reload_series
 from service.metrics.http_series import http_series
@@ -32,6 +33,8 @@ class Sources:
     reload: ReloadReport
     loops: Sequence[LoopReport] = ()
     checks: Sequence[CheckReport] = ()
+    advisor: AdvisorReport | None = None
+    recording: RecordingReport | None = None
 
 
 class _Collector(Collector):
@@ -46,6 +49,8 @@ class _Collector(Collector):
         yield from check_series(sources.checks)
         yield from reload_series(sources.reload)
         yield from http_series(sources.http)
+        yield from advisor_series(sources.advisor)
+        yield from recording_series(sources.recording)
 
 
 def exposition(sources: Sources) -> bytes:

@@ -43,7 +43,10 @@ class Metrics:
         health = engine.checks() if engine else NO_CHECKS
         reload = context.config.in_force.report
         http = context.http_metrics.report()
-        return metrics.exposition(metrics.Sources(self._report(), http, reload, health.loops, health.checks))
+        advisor, recording = (engine.advice(), engine.recording()) if engine else (None, None)
+        return metrics.exposition(
+            metrics.Sources(self._report(), http, reload, health.loops, health.checks, advisor, recording)
+        )
 
     def _report(self) -> StatusReport | None:
         engine = self._context.engine()

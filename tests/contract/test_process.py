@@ -235,7 +235,7 @@ def test_show_config_prints_every_value_with_its_origin(tmp_path: Path) -> None:
     assert rows["l1.size"] == ["2GiB", f"{file}:4"]
     assert rows["l1.eviction_policy"] == ["lru", "flag --eviction-policy"]
     origins = {
-        line.index(origin[:4]) for line, (_, origin) in zip(done.stdout.splitlines(), rows.values(), strict=True)
+        line.rindex(f" {origin}") for line, (_, origin) in zip(done.stdout.splitlines(), rows.values(), strict=True)
     }
     assert len(origins) == 1, "the columns are aligned"
 

@@ -35,6 +35,14 @@ class TunedEngine:
         """Takes the policy."""
         self._call("change_policy", name)
 
+    def set_advisor(self, enabled: bool) -> None:
+        """Takes it."""
+        self._call("set_advisor", enabled)
+
+    def record(self, enabled: bool) -> None:
+        """Takes it."""
+        self._call("record", enabled)
+
     def refuse(self, method: str, reason: str) -> None:
         """From now on the method fails as the real one would."""
         self.refusals[method] = EngineError(reason)

@@ -38,3 +38,23 @@ def write(path: Path, asked: Sequence[Sequence[int]], **more: int) -> str:
     """Writes a trace; returns its name."""
     path.write_text("".join(lines(asked, **more)))
     return str(path)
+
+
+def popular_conversations(references: int, seed: int) -> Iterator[list[int]]:
+    """Up to so many block references: assistants of unequal popularity with a system prompt each, and conversations
+    that come back, most of them soon and some much later.
+    """
+    chance, ids = random.Random(seed), count(1_000_000)
+    weights = [1 / (place + 1) for place in range(30)]
+    waiting: list[list[int]] = []
+    while references > 0:
+        if waiting and chance.random() < 0.55:
+            prompt = waiting.pop(-1 - int(len(waiting) * chance.random() ** 4))
+        else:
+            assistant = chance.choices(range(30), weights)[0]
+            prompt = [100 * assistant + place for place in range(1 + assistant % 7)]
+        prompt = prompt + [next(ids) for _ in range(chance.randint(1, 10))]
+        if chance.random() < 0.85:
+            waiting.append(prompt)
+        references -= len(prompt)
+        yield prompt

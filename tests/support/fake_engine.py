@@ -6,6 +6,8 @@ from dataclasses import replace
 from typing import Any
 
 from engine import (
+    FACTORS,
+    AdvisorReport,
     AmbiguousError,
     AwaitJob,
     CheckReport,
@@ -19,6 +21,7 @@ from engine import (
     EngineError,
     EngineStoppedError,
     EngineTimeoutError,
+    Estimate,
     Held,
     HistogramReport,
     JobReport,
@@ -46,6 +49,8 @@ from engine import (
     QuotaError,
     QuotaReport,
     QuotaReports,
+    RecordingError,
+    RecordingReport,
     SessionPage,
     SessionReport,
     SetQuota,
@@ -240,6 +245,27 @@ ANSWERS: dict[type[Command[Any]], Any] = {
 }
 """By command."""
 
+ADVICE = AdvisorReport(
+    is_enabled=True,
+    age=600.5,
+    policy="lru",
+    l1_size=1 << 30,
+    references=301_220,
+    dropped_references=17,
+    sampled_references=37_351,
+    sampled_chunks=1604,
+    sample_rate=0.124,
+    measured_hit_ratio=0.274,
+    estimates=tuple(
+        Estimate(policy, factor, int(factor * (1 << 30)), 0.1 + factor / 16 + bonus, factor < 4)
+        for policy, bonus in (("fifo", 0.0), ("lru", 0.01))
+        for factor in FACTORS
+    ),
+    advice="doubling L1 to 2 GiB would raise hits from 17 % to 24 %.",
+)
+
+RECORDING = RecordingReport(True, "/recordings", "recording-20250301-120000-2.jsonl", 5120, 901_120, 3)
+
 LOOPS = (LoopReport("engine", 0.2, 0), LoopReport("transfer", 0.1, 0), LoopReport("monitor", 0.1, 3))
 PASSING = MonitorReport(
     (
@@ -291,6 +317,19 @@ class FakeEngine:
         answer: Any = ANSWERS[type(command)]
         return answer  # type: ignore[no-any-return]
 
+    def advice(self) -> AdvisorReport:
+        """Always the same."""
+        return ADVICE
+
+    def recording(self) -> RecordingReport:
+        """One that goes on."""
+        return RECORDING
+
+    def record(self, enabled: bool) -> None:
+        """Does it, or refuses."""
+        if self.refusal is not None:
+            raise self.refusal
+
     def look(self, question: Question, timeout: float) -> LookReport:
         """Two chunks and a reason, or the refusal."""
         if self.refusal is not None:
@@ -322,6 +361,10 @@ class UnsureEngine(FakeEngine):
     def pin(self, question: Question, ttl: float, timeout: float) -> PinReport:
         """Refuses."""
         raise PinError("too much")
+
+    def record(self, enabled: bool) -> None:
+        """Has no folder."""
+        raise RecordingError("no folder is configured for recordings")
 
     def look(self, question: Question, timeout: float) -> LookReport:
         """Asks back."""

@@ -33,6 +33,7 @@ from engine.l1.cache import ALIGNMENT, L1Cache
 from engine.l1.entry import Entry
 from engine.l1.partitions import MakePolicy
 from engine.l1.policies.lru_policy import Policy
+from engine.traffic import Traffic
 from engine.wire import messages as m
 from engine.wire.codec import encode_value
 from tests.unit.engine.support import HANDLE, arrived, cpu_tensor, key, packed, register, unpacked
@@ -57,7 +58,8 @@ class Driver:
         """`slots`: L1 in slots of 4,096 bytes. `working`: what the engine wants done is done at once."""
         settings = EngineSettings(chunk_size=16, liveness=liveness or Liveness())
         self.cache = L1Cache(slots * SLOT, make_policy)
-        self.engine = Engine(settings, self.cache, POOL)
+        self.traffic = Traffic()
+        self.engine = Engine(settings, self.cache, POOL, self.traffic)
         self.now = 0.0
         self.working = working
         self.problem: str | None = None

@@ -59,7 +59,7 @@ from tests.unit.engine.support import (
 Connect = Callable[[Runtime], Client]
 MakeSegment = Callable[[int], Segment]
 MAPS = Path("/proc/self/maps")
-THREADS = ["engine", "monitor", "transfer"]
+THREADS = ["advisor", "engine", "monitor", "recorder", "transfer"]
 TOKENS = list(range(32))
 """Two chunks."""
 OTHERS = list(range(100, 116))
@@ -92,7 +92,7 @@ class TestService:
         assert client.ask(m.GetChunkSize()) == 16
         assert server.status().is_healthy
 
-    def test_it_has_three_threads_and_no_daemon(self, server: Runtime) -> None:
+    def test_it_has_five_threads_and_no_daemon(self, server: Runtime) -> None:
         ours = [thread for thread in threading.enumerate() if thread.name in THREADS]
         assert sorted(thread.name for thread in ours) == THREADS
         assert not any(thread.daemon for thread in ours)
