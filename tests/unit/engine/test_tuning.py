@@ -151,6 +151,27 @@ class TestShrink:
         store(driver, *range(SLOTS))
         assert found(driver, range(SLOTS)) == [0, 1, 2, 3, 4, 5]
 
+    @pytest.mark.parametrize("policy", policy_names())
+    def test_requests_go_on_while_it_is_made_smaller_than_everything(
+        self, monkeypatch: pytest.MonkeyPatch, policy: str
+    ) -> None:
+        """What is leased is used, read and let go in an L1 of nothing."""
+        monkeypatch.setattr("engine.tuning._PART", 1)
+        driver = Driver(SLOTS, make_policy=policy_maker(policy))
+        driver.register()
+        store(driver, *range(SLOTS))
+        driver.lookup(chunk(0), request_id="reader")
+        driver.tell(Shrink(0))
+        assert found(driver, [4, 5]) == [4, 5]
+        assert driver.store(chunk(7)) == DONE
+        driver.run_jobs()
+        assert driver.retrieve(chunk(0), request_id="reader") == DONE
+        driver.tick(1.0)
+        assert (job_of(driver).state, driver.cache.used, found(driver, range(SLOTS))) == ("done", 0, [])
+        driver.tell(Grow(SLOTS * SLOT))
+        store(driver, *range(SLOTS))
+        assert found(driver, range(SLOTS)) == [*range(SLOTS)]
+
     def test_memory_that_cannot_be_given_back_is_told_and_the_job_ends(self, driver: Driver) -> None:
         driver.problem = "no such call"
         driver.tell(Shrink(2 * SLOT))
