@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Generic, TypeVar
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 from engine.answers import (
     Deleted,
@@ -22,9 +22,11 @@ from engine.answers import (
     Unpinned,
     WorkerPage,
 )
-from engine.l1.partitions import MakePolicy
 from engine.settings import QuotaSettings, TenantQuota
 from engine.status import Cleared
+
+if TYPE_CHECKING:
+    from engine.l1.partitions import MakePolicy
 
 A = TypeVar("A")
 
