@@ -116,7 +116,9 @@ class Runtime:
                 self.endpoint, self._thread.is_alive, lambda: loop.published[0], self._transfers, time.monotonic
             )
             policies = {name: policy_maker(name) for name in policy_names()}
-            self._advisor = Advisor(traffic.references, policies, lambda: loop.published[1], time.monotonic)
+            self._advisor = Advisor(
+                traffic.references, policies, lambda: loop.published[1], time.monotonic, time.thread_time
+            )
             self._recorder = Recorder(traffic.prompts, settings.recording, settings.chunk_size, time.monotonic)
             self._helpers = (self._advisor.thread, self._recorder.thread)
             undo.pop_all()

@@ -25,6 +25,8 @@ _IDLE_SECONDS: Final = 0.25
 """Time without a note after which there are none."""
 _PART_SECONDS: Final = 0.0005
 """Time after which it rests: so long a request may have to wait for it."""
+_BATCH_KEYS: Final = 4096
+"""Object keys that are read at once."""
 _PAUSE_SECONDS: Final = 0.02
 """Between two looks for notes."""
 _PUBLISH_SECONDS: Final = 1.0
@@ -39,12 +41,14 @@ class Advisor:
         policies: Mapping[str, MakePolicy],
         status: Callable[[], StatusReport],
         clock: Callable[[], float],
+        cpu: Callable[[], float],
     ) -> None:
-        """`status` is the engine's newest report, at no cost."""
+        """`status` is the engine's newest report, at no cost; `cpu` the seconds that the calling thread has run for."""
         self._feed = feed
         self._policies = policies
         self._status = status
         self._clock = clock
+        self._cpu = cpu
         self._enabled = False
         self._study: Study | None = None
         """Of the thread, as all that follows."""
@@ -69,11 +73,11 @@ class Advisor:
         self.thread.wake()
 
     def _work(self) -> float:
-        began = self._clock()
+        began, worked = self._clock(), self._cpu()
         status = self._status()
         self._begin_anew_if_needed(began, status)
-        self._read_until(began + _PART_SECONDS)
-        rest = max((self._clock() - began) / _READ_SHARE, _PAUSE_SECONDS)
+        self._read()
+        rest = max((self._cpu() - worked) / _READ_SHARE, _PAUSE_SECONDS)
         if self._clock() >= self._simulate_at:
             self._simulate()
         if began >= self._publish_at:
@@ -98,22 +102,25 @@ class Advisor:
         self._began = self._publish_at = now
         self._base = status
 
-    def _read_until(self, end: float) -> None:
-        while (note := self._feed.take()) is not None:
-            if self._study is not None:
-                self._study.read(note)
+    def _read(self) -> None:
+        """What has been noted, as much as takes a part of the time."""
+        notes: list[References] = []
+        keys = 0
+        while keys < _BATCH_KEYS and (note := self._feed.take()) is not None:
+            notes.append(note)
+            keys += len(note.keys) + 1
+        if notes and self._study:
+            self._study.read(notes)
             self._read_at = self._clock()
-            if self._read_at >= end:
-                return
 
     def _simulate(self) -> None:
         """For a part of the time."""
-        began = self._clock()
-        self._has_more = any(self._clock() - began >= _PART_SECONDS for _ in self._steps)
+        began = self._cpu()
+        self._has_more = any(self._cpu() - began >= _PART_SECONDS for _ in self._steps)
         if not self._has_more and self._study:
             self._steps = self._study.simulate()
-        now = self._clock()
-        self._simulate_at = now + (now - began) / (_IDLE_SHARE if self._is_idle(now) else _SHARE)
+        now, worked = self._clock(), self._cpu() - began
+        self._simulate_at = now + worked / (_IDLE_SHARE if self._is_idle(now) else _SHARE)
 
     def _reported(self, status: StatusReport) -> AdvisorReport:
         study, old, new = self._study, self._base.l1, status.l1

@@ -40,7 +40,7 @@ def check(requests: Requests, blocks: int) -> None:
 
 def test_synthetic_conversations(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(study, "MOST_OBJECTS", 16_000)
-    check(list(popular_conversations(100_000, seed=1)), 800)
+    check(list(popular_conversations(60_000, seed=1)), 600)
 
 
 @pytest.mark.skipif(TRACES is None, reason="KVKEEP_TRACES does not name a folder")

@@ -30,12 +30,12 @@ def test_the_simulations_stay_within_their_bound(monkeypatch: pytest.MonkeyPatch
 
 
 def test_a_burst_waits_and_makes_the_sample_smaller_and_not_worse() -> None:
-    requests = list(popular_conversations(60_000, seed=5))
+    requests = list(popular_conversations(40_000, seed=5))
     served, late, prompt = Served(1000), new_study(1000, ["lru"]), new_study(1000, ["lru"])
     for request in requests:
         served.request(request)
         for note in served.notes():
-            late.read(note)
+            late.read([note])
             observe(prompt, [note])
     assert late.sampled_chunks == 0
     for _ in late.simulate():
@@ -52,7 +52,7 @@ def test_more_traffic_than_can_wait_is_dropped_and_counted(monkeypatch: pytest.M
     for request in popular_conversations(20_000, seed=5):
         served.request(request)
         for note in served.notes():
-            study.read(note)
+            study.read([note])
     assert study._waiting_chunks <= 1000
     assert 0.5 * study.sample.asked < study.dropped < study.sample.asked
 
@@ -63,7 +63,7 @@ def test_the_sample_is_not_made_so_small_that_it_tells_nothing(monkeypatch: pyte
     for request in popular_conversations(20_000, seed=5):
         served.request(request)
         observe(study, served.notes())
-    assert 16 <= 250 * study.sample.rate < 21
+    assert 16 < 250 * study.sample.rate <= 32
 
 
 def test_a_clear_of_l1_empties_the_simulations() -> None:

@@ -56,7 +56,7 @@ class Served:
 def observe(study: Study, notes: Iterable[References]) -> None:
     """Without anything that waits at the end."""
     for note in notes:
-        study.read(note)
+        study.read([note])
         for _ in study.simulate():
             pass
 
