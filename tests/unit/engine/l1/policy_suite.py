@@ -182,7 +182,7 @@ class PolicySuite:
         match action:
             case "begin" if ranked is None:
                 shelf.begin(key, number * PAGE, which[-1])
-            case "adopt" if ranked is None:
+            case "adopt" if ranked is None and key not in shelf.evicted:
                 shelf.adopt(key, number * PAGE)
             case "hit" | "refresh":
                 getattr(shelf, action)(there)
