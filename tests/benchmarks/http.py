@@ -16,11 +16,14 @@ from tests.benchmarks.servers import OURS, running
 from tests.interop.client import SERVER_COPIES, Engine, fresh
 from tests.interop.kv import Layout
 from tests.support.polling import until
+from tests.support.server import Spawned
 
 CHUNKS = 32
 RISES = {100: 1.0, 1000: 6.0}
 """By requests a second: how many milliseconds the p99 of lookups may rise."""
 STATUS_AIM = 1000.0
+FIRST_ANSWER_AIM = 1.0
+"""Seconds from the start of the process to the first answer of `/`."""
 LOOKUPS = 1000
 """Of one run. The tenth slowest of them is its p99."""
 INTERVAL = 0.005
@@ -46,6 +49,7 @@ def http(rounds: int, wanted: Sequence[str]) -> list[Section]:
         finally:
             engine.close()
         section.rows.append(_status_alone(server.http_url))
+    section.rows.append(_first_answer(rounds))
     return [section]
 
 
@@ -125,4 +129,16 @@ def _status_alone(url: str) -> Row:
         time.sleep(3)
     row = Row(f"{ALTERNATELY[0]} alone", "1/s", seen.rate)
     row.aim_above(STATUS_AIM)
+    return row
+
+
+def _first_answer(rounds: int) -> Row:
+    say("starts of the server")
+    times = []
+    for _ in range(rounds):
+        began = time.monotonic()
+        with Spawned() as server:
+            times.append(server.seconds_to("/", began))
+    row = Row("first answer of a start", "s", median(times))
+    row.aim_below(FIRST_ANSWER_AIM)
     return row

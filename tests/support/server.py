@@ -188,3 +188,14 @@ class Server(ServerProcess):
             return False
         self.port, self.http_port = int(found[1]), int(found[2])
         return True
+
+
+class Spawned(Server):
+    """A server on a known HTTP port, to be asked before it is ready; waited for by hand."""
+
+    def __init__(self, *flags: str) -> None:
+        super().__init__(*flags)
+        self.http_port = free_port()
+
+    def __enter__(self) -> Spawned:
+        return self.spawn()

@@ -61,6 +61,18 @@ def test_a_change_is_applied_and_shown(file: Path) -> None:
     assert config.in_force.report.message == f"l1.size: 2GiB -> 3GiB ({file}:2)"
 
 
+def test_a_switch_by_request_holds_until_a_reload_changes_the_setting(file: Path) -> None:
+    file.write_text("recording: {folder: traces}\n")
+    engine = TunedEngine()
+    config = configuration(file, engine)
+    file.write_text("recording: {folder: traces}\nlog: {level: debug}\n")
+    config.reload("request")
+    assert engine.calls == []
+    file.write_text("recording: {folder: traces, enabled: true}\nadvisor: {enabled: false}\n")
+    config.reload("request")
+    assert sorted(engine.calls) == [("record", True), ("set_advisor", False)]
+
+
 def test_without_a_difference_nothing_is_applied_but_the_origins_are_new(file: Path) -> None:
     engine = TunedEngine()
     config = configuration(file, engine)

@@ -12,7 +12,7 @@ from engine import CheckReport, HistogramReport, LoopReport, StatusReport, Trans
 from service import __version__
 from service.metrics.engine_series import MISS_REASONS, misses
 from service.metrics.families import histogram
-from tests.support.fake_engine import HEALTHY, L1, UNHEALTHY
+from tests.support.fake_engine import ADVICE, HEALTHY, L1, RECORDING, UNHEALTHY
 from tests.unit.service.exposition import exposition, families, http_metrics, samples, value
 
 TOKENS = 256
@@ -93,6 +93,24 @@ def test_every_number_is_the_reports(name: str, labels: dict[str, str], expected
     assert value(exposition(HEALTHY), name, **labels) == expected
 
 
+@pytest.mark.parametrize(
+    ("name", "labels", "expected"),
+    [
+        ("kvkeep_advisor_hit_ratio", {"policy": "lru", "factor": "1"}, 0.1725),
+        ("kvkeep_advisor_hit_ratio", {"policy": "fifo", "factor": "0.25"}, 0.115625),
+        ("kvkeep_advisor_hit_ratio", {"policy": "hit_density", "factor": "8"}, 0),
+        ("kvkeep_advisor_references_total", {}, 301_220),
+        ("kvkeep_advisor_dropped_references_total", {}, 17),
+        ("kvkeep_advisor_sampled_references", {}, 37_351),
+        ("kvkeep_recording", {}, 1),
+        ("kvkeep_recording_lines", {}, 5120),
+        ("kvkeep_recording_dropped", {}, 3),
+    ],
+)
+def test_the_advisor_and_the_recorder_are_there(name: str, labels: dict[str, str], expected: float) -> None:
+    assert value(exposition(HEALTHY, advisor=ADVICE, recording=RECORDING), name, **labels) == pytest.approx(expected)
+
+
 def test_ill_is_not_healthy_and_yet_ready() -> None:
     text_ = exposition(UNHEALTHY)
     assert (value(text_, "kvkeep_engine_ready"), value(text_, "kvkeep_engine_healthy")) == (1, 0)
@@ -114,6 +132,8 @@ def test_a_strict_reader_accepts_it(report: StatusReport | None) -> None:
     found = families(
         exposition(
             report,
+            advisor=ADVICE,
+            recording=RECORDING,
             loops=[LoopReport("engine", 0.5, 2)],
             checks=[CheckReport("socket", True, None, 0.001, 0.1, "liveness")],
         )

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from engine import GIB, MIB, EngineSettings, Liveness, QuotaSettings, TenantQuota
+from engine import GIB, MIB, EngineSettings, Liveness, QuotaSettings, RecordingSettings, TenantQuota
 from service import assets
 from service.access import Policy
 from service.commands import show_config
@@ -54,7 +55,7 @@ def test_without_a_file_everything_is_at_the_engines_own_defaults() -> None:
     assert {each.origin.label for each in settings.listing} == {"default"}
 
 
-def test_every_setting_can_be_given_in_the_file(load) -> None:
+def test_every_setting_can_be_given_in_the_file(load, tmp_path: Path) -> None:
     settings = load(
         """
         server: {host: 0.0.0.0, port: 1, chunk_size: 16, hash_algorithm: blake3, worker_timeout: 1,
@@ -65,6 +66,8 @@ def test_every_setting_can_be_given_in_the_file(load) -> None:
         log: {level: debug, format: human}
         l1: {size: 1.5GiB, max_size: 2GiB, eviction_policy: LRU, huge_pages: try, pin_budget: 1MiB}
         quotas: {default_limit: 1GiB, tenants: [{cache_salt: a, limit: 2MiB, reservation: 1MiB}]}
+        advisor: {enabled: false}
+        recording: {enabled: true, folder: traces, max_file_size: 2MiB, max_files: 3}
         l2: []
         """
     )
@@ -73,7 +76,8 @@ def test_every_setting_can_be_given_in_the_file(load) -> None:
     engine = EngineSettings(
         "0.0.0.0", 1, 16, "blake3", liveness, 3 * GIB // 2, 2 * GIB, "lru", (), 0.5, "try", MIB, quotas
     )
-    assert settings.engine == engine
+    recording = RecordingSettings(True, str(tmp_path / "traces"), 2 * MIB, 3)
+    assert settings.engine == replace(engine, advisor_enabled=False, recording=recording)
     assert settings.http == HttpSettings("localhost", 2, 3, (), True, False, True)
     assert settings.http.policy == Policy((), True, False, True)
     assert settings.log == LogSettings("debug", "human")
@@ -138,6 +142,9 @@ def test_the_origin_of_a_value_in_the_file_is_its_line(load, tmp_path: Path) -> 
         ("l1: {max_size: 512MiB}", "f.yaml:1: l1.max_size = 512MiB: must be at least l1.size"),
         ("l1: {size: 2GiB, max_size: 1GiB}", "f.yaml:1: l1.max_size = 1GiB: must be at least l1.size"),
         ("l1: {max_size: 1KiB}", "f.yaml:1: l1.max_size = 1KiB: must be at least 1MiB"),
+        ("recording: {max_file_size: 1KiB}", "f.yaml:1: recording.max_file_size = 1KiB: must be at least 1MiB"),
+        ("recording: {enabled: true}", "f.yaml:1: recording.enabled = true: needs recording.folder"),
+        ("recording: {enabled: true, folder: }", "f.yaml:1: recording.enabled = true: needs recording.folder"),
         ("l1: {size: 1.5}", "f.yaml:1: l1.size = 1.5: must be a whole number or text"),
         ("l2: [{type: fs}]", "f.yaml:1: l2[0].type = fs: is not known; there is none yet"),
         ("l2: [{path: /x}]", "f.yaml:1: l2[0] = a mapping: needs the key type"),

@@ -9,6 +9,8 @@ import pytest
 from engine.advisor.miniature import Miniature
 from engine.advisor.sample import Piece, Sampled
 from engine.discovery import policy_maker, policy_names
+from engine.l1.policies.base import Ranked
+from engine.l1.policies.lru_policy import Policy
 from engine.simulation.replay import Replay
 from tests.support.conversations import conversations
 
@@ -86,3 +88,35 @@ def test_a_clear_empties_it(name: str) -> None:
     miniature.serve(piece(list(range(10)), stratum=1))
     assert sum(miniature.hits) == 0
     assert len(miniature) == 10
+
+
+class Listening(Policy):
+    """Remembers who was told to stand before whom."""
+
+    def __init__(self, capacity: int) -> None:
+        super().__init__(capacity)
+        self.parents: list[object] = []
+
+    def insert(self, ranked: Ranked, parent: Ranked | None) -> None:
+        super().insert(ranked, parent)
+        self.parents += [parent.key] if parent else []
+
+
+def test_the_policy_learns_which_chunks_are_not_the_last_ones_stored() -> None:
+    policy = Listening(100 * SIZE)
+    miniature = Miniature(policy)
+    miniature.serve(piece([1, 2, 3]))
+    assert policy.parents == [1, 2]
+    miniature.serve(piece([1, 2, 3, 4], first=3))
+    assert policy.parents == [1, 2, 3]
+    assert len(list(policy.members())) == len(miniature) == 4
+
+
+def test_behind_a_miss_in_an_earlier_piece_there_are_no_hits() -> None:
+    miniature = Miniature(policy_maker("lru")(100 * SIZE))
+    miniature.serve(piece([3]))
+    assert miniature.serve(piece([1, 2]))
+    assert miniature.serve(piece([1, 2, 3], first=2, stratum=1), has_missed=True)
+    assert miniature.hits[1] == 0
+    assert not miniature.serve(piece([1, 2, 3], stratum=1))
+    assert miniature.hits[1] == 3

@@ -6,8 +6,10 @@ import pytest
 
 from engine.advisor import study as module
 from engine.advisor.report import FACTORS
+from engine.prompts import Chunks
 from tests.support.conversations import popular_conversations
-from tests.unit.engine.advisor.traffic import CHUNK_BYTES, Served, new_study, observe
+from tests.unit.engine.advisor.traffic import CHUNK_BYTES, SPACE, Served, new_study, object_key, observe
+from tests.unit.engine.support import key
 
 
 def test_every_policy_and_size_is_estimated() -> None:
@@ -64,6 +66,22 @@ def test_the_sample_is_not_made_so_small_that_it_tells_nothing(monkeypatch: pyte
         served.request(request)
         observe(study, served.notes())
     assert 16 < 250 * study.sample.rate <= 32
+
+
+def test_a_request_that_missed_something_hits_nothing_later() -> None:
+    served, study = Served(100), new_study(100, ["lru"])
+    served.request([1, 2, 3, 4])
+    observe(study, served.notes())
+    # Of the smallest simulation, as if the first chunk had been evicted from it alone.
+    smallest = next(iter(study._miniatures.values()))
+    first = next(iter(smallest._resident.values()))
+    smallest._policy.remove(first)
+    smallest._drop(first)
+    keys = [object_key(block) for block in (1, 2, 3, 4)]
+    served.traffic.found(key([], request_id="pieces"), 4, [keys[1], keys[0]], 1, CHUNK_BYTES, 0)
+    served.traffic.stored("pieces", Chunks(SPACE, keys, 2), CHUNK_BYTES, 0)
+    observe(study, served.notes())
+    assert [sum(miniature.hits) for miniature in study._miniatures.values()] == [0, 4, 4, 4, 4, 4]
 
 
 def test_a_clear_of_l1_empties_the_simulations() -> None:
