@@ -7,7 +7,7 @@ incomplete observations, 1958), since most objects are still waiting when one lo
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Hashable, Iterable, Iterator
 from typing import Final, NamedTuple
 
@@ -38,7 +38,7 @@ class Policy(Recency):
     def __init__(self, capacity: int) -> None:
         super().__init__(capacity)
         # Ends come first, so that of a prompt's chunks that are equal in all else the last one goes first.
-        self._ends, self._fresh, self._reused = self._classes = (_Class(self), _Class(self), _Class(self))
+        self._ends, self._fresh, self._reused = self._classes = (_Class(self, 0), _Class(self, 1), _Class(self, 2))
         self._ghosts = Ghosts()
         self._expected: Hashable = None
         self._is_known = False
@@ -53,9 +53,7 @@ class Policy(Recency):
         self._is_known = ghost is not None
         if ghost is not None:
             assert isinstance(ghost.mark, _Mark)
-            place = self._classes[ghost.mark.place]
-            place.was_hit(self._tick, ghost.mark.stamp, ghost.size)
-            place.end_wait(ghost.mark.stamp, ghost.size)
+            self._classes[ghost.mark.place].was_hit(self._tick, ghost.mark.stamp, ghost.size)
 
     def insert(self, ranked: Ranked, parent: Ranked | None) -> None:
         if parent is not None and parent.queue is self._ends:
@@ -95,7 +93,7 @@ class Policy(Recency):
         queue.leave(ranked)
         stamp = ranked.stamp - ranked.stamp % _GHOST_TICKS
         queue.waiting[stamp] += ranked.size
-        self._ghosts.add(ranked.key, ranked.size, _Mark(self._classes.index(queue), stamp))
+        self._ghosts.add(ranked.key, ranked.size, _Mark(queue.place, stamp))
         for size, mark in self._ghosts.trim(_GHOST_CAPACITIES * self.capacity):
             assert isinstance(mark, _Mark)
             self._classes[mark.place].was_forgotten(self._tick, mark.stamp, size)
@@ -145,7 +143,6 @@ class Policy(Recency):
         if size:
             assert isinstance(queue, _Class)
             queue.was_hit(self._tick, stamp, size)
-            queue.end_wait(stamp, size)
 
     def _move(self, ranked: Ranked, queue: _Class, stamp: int) -> None:
         """To a class, with a last use; at the end of the line if it stands in one."""
@@ -180,11 +177,13 @@ class _Mark(NamedTuple):
 class _Class(Queue):
     """One class, with what happened to its objects by age: the ticks since their last use."""
 
-    __slots__ = ("densities", "forgotten", "hits", "waiting")
+    __slots__ = ("densities", "forgotten", "hits", "place", "waiting")
 
-    def __init__(self, owner: Policy) -> None:
+    def __init__(self, owner: Policy, place: int) -> None:
         super().__init__(owner)
-        self.waiting: Counter[int] = Counter()
+        self.place: Final = place
+        """Among the owner's classes."""
+        self.waiting: defaultdict[int, int] = defaultdict(int)
         """Bytes by the tick of their last use: of objects here, and of those evicted from here that are remembered."""
         self.hits = [0.0] * _BUCKETS
         """Bytes that were used again at this age."""
@@ -206,6 +205,7 @@ class _Class(Queue):
     def was_hit(self, tick: int, stamp: int, size: int) -> None:
         """Bytes, last used at `stamp`, are used again."""
         self.hits[_bucket(tick - stamp)] += size
+        self.end_wait(stamp, size)
 
     def was_forgotten(self, tick: int, stamp: int, size: int) -> None:
         """Bytes that had been evicted are remembered no more."""
@@ -223,10 +223,11 @@ class _Class(Queue):
     def compute(self, tick: int) -> None:
         """The densities anew; the observations lose weight."""
         cohort = self._cohort(tick)
+        self.densities = [0.0] * _BUCKETS
         # The density at an age is the best ratio of hits to time over all ages until which the object might be kept.
         # From the last age on, ranges are joined for as long as that raises the ratio: O(buckets).
         ranges: list[tuple[float, float]] = []
-        for bucket in range(_BUCKETS - 1, -1, -1):
+        for bucket in range(len(cohort) - 1, -1, -1):
             hits, time = cohort[bucket]
             while ranges and ranges[-1][0] * time >= hits * ranges[-1][1]:
                 more_hits, more_time = ranges.pop()
@@ -237,21 +238,27 @@ class _Class(Queue):
         self.forgotten = [_DECAY * forgotten for forgotten in self.forgotten]
 
     def _cohort(self, tick: int) -> list[tuple[float, float]]:
-        """Of bytes kept until they are used again: the share that is hit at each age, and the time until then."""
+        """Of bytes kept until they are used again: the share that is hit at each age, and the time until then.
+
+        Up to the highest age at which anything was seen.
+        """
         waiting = [0.0] * _BUCKETS
         for stamp, size in self.waiting.items():
             waiting[_bucket(tick - stamp)] += size
+        lost = [gone + here for gone, here in zip(self.forgotten, waiting, strict=True)]
+        seen = _BUCKETS
+        while seen and not (self.hits[seen - 1] or lost[seen - 1]):
+            seen -= 1
         older = 0.0
-        shares = [0.0] * _BUCKETS
+        shares = [0.0] * seen
         """Of those that reach an age, the share that is hit at it."""
-        for bucket in range(_BUCKETS - 1, -1, -1):
+        for bucket in range(seen - 1, -1, -1):
             # Those that are not seen any further, but were not hit, have been there for half of the range.
-            hits, lost = self.hits[bucket], self.forgotten[bucket] + waiting[bucket]
-            reached = older + hits + lost / 2
-            older += hits + lost
-            shares[bucket] = hits / reached if reached else 0.0
+            reached = older + self.hits[bucket] + lost[bucket] / 2
+            older += self.hits[bucket] + lost[bucket]
+            shares[bucket] = self.hits[bucket] / reached if reached else 0.0
         left, cohort = 1.0, []
-        for share, width in zip(shares, _WIDTHS, strict=True):
+        for share, width in zip(shares, _WIDTHS, strict=False):
             cohort.append((left * share, width * left * (1 - share / 2)))
             left *= 1 - share
         return cohort
@@ -259,10 +266,19 @@ class _Class(Queue):
 
 def _bucket(age: int) -> int:
     """0, 1, 2, ... 7 for these ages, 8 for 8 and 9, 9 for 10 and 11, 12 for 16 to 19, ..."""
+    return _NEAR[age] if age < len(_NEAR) else _far(age)
+
+
+def _far(age: int) -> int:
+    """The bucket of any age."""
     if age < 8:
         return age
     octave = age.bit_length() - 3
     return min(4 * octave + (age >> octave), _BUCKETS - 1)
+
+
+_NEAR: Final = [_far(age) for age in range(8 * _TICKS)]
+"""PERF: Nearly all ages that are met."""
 
 
 def _youngest(bucket: int) -> int:
