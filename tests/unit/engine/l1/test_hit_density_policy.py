@@ -295,7 +295,7 @@ class TestEstimate:
 
     @pytest.fixture
     def place(self) -> _Class:
-        return _Class(Policy(1000))
+        return _Class(Policy(1000), 0)
 
     def test_without_a_hit_nothing_is_expected(self, place: _Class) -> None:
         place.waiting[0] += 100
