@@ -19,7 +19,7 @@ _READ_SHARE: Final = 0.05
 _SHARE: Final = 0.02
 """Parts of the time that reading notes and simulating take at most while there are requests: meanwhile the engine
 thread does not get the interpreter."""
-_IDLE_SHARE: Final = 0.5
+_IDLE_SHARE: Final = 0.2
 """The same while there are none."""
 _IDLE_SECONDS: Final = 0.25
 """Time without a note after which there are none."""
