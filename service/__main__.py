@@ -50,19 +50,19 @@ log = logging.getLogger("kvkeep")
 
 def main(argv: Sequence[str], *, validate_responses: bool = False) -> int:
     """Runs one command and returns its exit code."""
+    arguments = cli.parse(argv)
+    if arguments.simulation is not None:
+        return _simulate(arguments.simulation)
     # PERF: What a start makes stays, so looking through it again and again for garbage takes a tenth of the start; and
     # once it is frozen, no later search pauses the engine thread for it.
     gc.disable()
     try:
-        return _run(argv, validate_responses=validate_responses)
+        return _run(arguments, validate_responses=validate_responses)
     finally:
         gc.enable()
 
 
-def _run(argv: Sequence[str], *, validate_responses: bool) -> int:
-    arguments = cli.parse(argv)
-    if arguments.simulation is not None:
-        return _simulate(arguments.simulation)
+def _run(arguments: cli.Arguments, *, validate_responses: bool) -> int:
     schema = load_schema(assets.schema_path())
     if arguments.command == "check-config":
         return _check_config(schema, arguments.file or "")

@@ -88,6 +88,8 @@ class Policy(Recency):
         yield from reversed(self._t1)
 
     def adopt(self, ranked: Ranked) -> None:
+        self._b1.take(ranked.key)
+        self._b2.take(ranked.key)
         self._t1.add(ranked)
         self._t1.prepend(ranked)
 

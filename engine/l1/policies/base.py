@@ -225,7 +225,10 @@ class EvictionPolicy(ABC):
 
     @abstractmethod
     def adopt(self, ranked: Ranked) -> None:
-        """Ranks an object, not held, that another policy ranked until now: before all that is here."""
+        """Ranks an object, not held, that another policy ranked until now: before all that is here.
+
+        This one may have evicted an object of the same key before that; it is remembered no more.
+        """
 
 
 class Recency(EvictionPolicy):

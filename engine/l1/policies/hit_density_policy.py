@@ -131,6 +131,10 @@ class Policy(Recency):
             yield from reversed(queue)
 
     def adopt(self, ranked: Ranked) -> None:
+        ghost = self._ghosts.take(ranked.key)
+        if ghost is not None:
+            assert isinstance(ghost.mark, _Mark)
+            self._classes[ghost.mark.place].end_wait(ghost.mark.stamp, ghost.size)
         # When it was used is not known; before all that is here, if only by a tick.
         first, others = self._fresh.first, (self._ends.first, self._reused.first)
         before = min([self._tick, *(other.stamp for other in others if other)]) - 1

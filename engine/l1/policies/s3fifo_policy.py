@@ -93,6 +93,7 @@ class Policy(Arrival):
                     yield ranked
 
     def adopt(self, ranked: Ranked) -> None:
+        self._ghosts.take(ranked.key)
         ranked.stamp = 0
         self._small.add(ranked)
         self._small.prepend(ranked)

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from engine.l1.partitions import MakePolicy
 from engine.l1.policies.base import EvictionPolicy
+from engine.l1.policies.ghosts import Ghosts
 from tests.unit.engine.l1.shelf import PAGE, FullShelf, Shelf, ghosts, queues
 
 CAPACITY = 10 * PAGE
@@ -162,6 +163,19 @@ class PolicySuite:
         shelf.evict("b")
         assert sorted(shelf.order) == [*"ac"]
 
+    def test_what_is_adopted_is_not_remembered_as_evicted(self) -> None:
+        shelf = Shelf(self.make(CAPACITY))
+        for key in ("a", "b"):
+            shelf.begin(key)
+            shelf.unhold([key])
+        shelf.evict("a")
+        shelf.evict("b")
+        remembered = [each for each in vars(shelf.policy).values() if isinstance(each, Ghosts)]
+        assert sum(map(len, remembered)) == (2 if remembered else 0)
+        shelf.adopt("a")
+        shelf.adopt("b")
+        assert sum(map(len, remembered)) == 0
+
     # Whatever happens
 
     def test_whatever_happens_what_can_be_evicted_is_named_once_and_the_bytes_are_right(self) -> None:
@@ -182,7 +196,7 @@ class PolicySuite:
         match action:
             case "begin" if ranked is None:
                 shelf.begin(key, number * PAGE, which[-1])
-            case "adopt" if ranked is None and key not in shelf.evicted:
+            case "adopt" if ranked is None:
                 shelf.adopt(key, number * PAGE)
             case "hit" | "refresh":
                 getattr(shelf, action)(there)

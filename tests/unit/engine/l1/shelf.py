@@ -16,13 +16,10 @@ class Shelf:
     def __init__(self, policy: EvictionPolicy) -> None:
         self.policy = policy
         self.there: dict[Hashable, Ranked] = {}
-        self.evicted: set[Hashable] = set()
-        """And not stored again since."""
 
     def begin(self, key: Hashable, size: int = PAGE, parent: Hashable = None) -> Ranked:
         """An object that is being written."""
         self.policy.expect(key, size)
-        self.evicted.discard(key)
         made = self.there[key] = Ranked(key, size)
         self.policy.insert(made, self.there.get(parent))
         return made
@@ -49,13 +46,12 @@ class Shelf:
 
     def evict(self, key: Hashable) -> None:
         self.policy.evict(self.there.pop(key))
-        self.evicted.add(key)
 
     def remove(self, key: Hashable) -> None:
         self.policy.remove(self.there.pop(key))
 
     def adopt(self, key: Hashable, size: int = PAGE) -> None:
-        """An object that another policy ranked until now, so that this one cannot have evicted it since it came."""
+        """An object that another policy ranked until now."""
         made = self.there[key] = Ranked(key, size)
         made.held = False
         self.policy.adopt(made)
