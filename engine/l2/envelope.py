@@ -1,0 +1,76 @@
+"""The envelope of every object in L2: a header that says what the payload is, and lets anybody tell that it still is.
+
+An object is the header, `HEADER_BYTES` long, and the payload. All numbers are little-endian:
+
+| bytes | what |
+|---|---|
+| 8 | magic: `KVKEEP\\0` and the version of the format |
+| 8 | length of the payload |
+| 16 | XXH3-128 of the payload |
+| 2 | length of the identity |
+| ... | identity: key, model, world size, shard, layout fingerprint, cache salt as MessagePack; then zeros |
+| 16 | XXH3-128 of all of the header before |
+
+The fingerprint stands for the transfer mode, dtype, layout and rank; see `layouts.py`. Pure.
+"""
+
+from __future__ import annotations
+
+from struct import Struct
+from typing import Final
+
+import msgspec
+from xxhash import xxh3_128_digest
+
+from engine.keys import Namespace
+
+HEADER_BYTES: Final = 4096
+"""A page, so that the payload behind it may be read and written by pages too."""
+
+_MAGIC: Final = b"KVKEEP\0\x01"
+_FIELDS: Final = Struct("<8sQ16sH")
+_DIGEST_BYTES: Final = 16
+_IDENTITY_LIMIT: Final = HEADER_BYTES - _FIELDS.size - _DIGEST_BYTES
+
+
+class EnvelopeError(Exception):
+    """An object that is not what its name says, or cannot be put into an envelope. Says what is wrong."""
+
+
+def seal(key: bytes, namespace: Namespace, payload: memoryview, header: memoryview) -> None:
+    """Writes the header for a payload. Raises EnvelopeError if the names in the namespace are too long for it."""
+    identity = _identity(key, namespace)
+    if len(identity) > _IDENTITY_LIMIT:
+        raise EnvelopeError(f"the names of model and salt take {len(identity)} bytes, more than {_IDENTITY_LIMIT}")
+    front = _FIELDS.pack(_MAGIC, len(payload), xxh3_128_digest(payload), len(identity)) + identity
+    front = front.ljust(HEADER_BYTES - _DIGEST_BYTES, b"\0")
+    header[:] = front + xxh3_128_digest(front)
+
+
+def check(key: bytes, namespace: Namespace, header: memoryview, payload: memoryview) -> None:
+    """Raises EnvelopeError unless this is the object of that key, every byte as it was sealed."""
+    front = bytes(header[:-_DIGEST_BYTES])
+    if xxh3_128_digest(front) != header[-_DIGEST_BYTES:]:
+        raise EnvelopeError("the header is damaged")
+    magic, length, digest, identity_length = _FIELDS.unpack_from(front)
+    if magic != _MAGIC:
+        raise EnvelopeError("the header is of another format")
+    if front[_FIELDS.size : _FIELDS.size + identity_length] != _identity(key, namespace):
+        raise EnvelopeError("it is the object of another key, model or layout")
+    if length != len(payload):
+        raise EnvelopeError(f"the payload has {length} bytes instead of {len(payload)}")
+    if xxh3_128_digest(payload) != digest:
+        raise EnvelopeError("the payload is damaged")
+
+
+def _identity(key: bytes, namespace: Namespace) -> bytes:
+    return msgspec.msgpack.encode(
+        (
+            key,
+            namespace.model_name,
+            namespace.world_size,
+            namespace.shard,
+            namespace.fingerprint,
+            namespace.cache_salt,
+        )
+    )
