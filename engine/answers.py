@@ -7,7 +7,7 @@ from typing import Literal
 
 from engine.status import Cleared, MissReason, TransferMode, WorkerState
 
-JobKind = Literal["clear", "shrink", "change_policy", "set_quota"]
+JobKind = Literal["clear", "shrink", "change_policy", "set_quota", "prefetch"]
 JobState = Literal["running", "done"]
 
 
@@ -75,6 +75,8 @@ class LookReport:
     """Why the chunk after the last hit is not there; None if all are."""
     detail: str
     """The same in a sentence; empty if all are there."""
+    rest: tuple[tuple[bytes, ...], ...] = ()
+    """Chunk by chunk, the keys of the objects of the chunks that L1 does not have."""
 
 
 @dataclass(frozen=True, slots=True)

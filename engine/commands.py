@@ -22,7 +22,7 @@ from engine.answers import (
     Unpinned,
     WorkerPage,
 )
-from engine.settings import QuotaSettings, TenantQuota
+from engine.settings import L2Settings, QuotaSettings, TenantQuota
 from engine.status import Cleared
 
 if TYPE_CHECKING:
@@ -229,6 +229,39 @@ class SetPinBudget(Command[None]):
     """Let pins hold at most this many bytes, or a quarter of L1 if that is None. What they hold already stays."""
 
     budget: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class ConfigureTiers(Command[None]):
+    """Let these be the tiers of L2, in this order. All of them have their threads already."""
+
+    tiers: tuple[L2Settings, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class PauseTier(Command[bool]):
+    """Ask nothing of a tier any more, or ask it again. Answered with False if there is no tier of that name."""
+
+    name: str
+    paused: bool
+
+
+@dataclass(frozen=True, slots=True)
+class StartPrefetch(Command[JobReport]):
+    """Load what L2 has of these chunks into L1. Raises AmbiguousError, and PrefetchError if nothing can be loaded."""
+
+    model_name: str
+    world_size: int | None
+    cache_salt: str
+    hashes: tuple[bytes, ...]
+    """Of the complete chunks."""
+
+
+@dataclass(frozen=True, slots=True)
+class FindJob(Command[JobReport | None]):
+    """Answered with the present report of a job; with None if there is no such job."""
+
+    job_id: int
 
 
 @dataclass(frozen=True, slots=True)

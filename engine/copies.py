@@ -10,6 +10,7 @@ from engine.l1.entry import Entry
 from engine.layouts import KVLayout
 from engine.meters import Meters, TransferMeter
 from engine.prompts import Chunks, Prompts, RefusedError
+from engine.saves import Saves
 from engine.sessions import Sessions
 from engine.slots import reserve_missing, take_readable
 from engine.traffic import Traffic
@@ -47,8 +48,10 @@ class Copies:
         meters: Meters,
         traffic: Traffic,
         max_age: float,
+        saves: Saves,
     ) -> None:
         self._cache = cache
+        self._saves = saves
         self._sessions = sessions
         self._workers = workers
         self._prompts = prompts
@@ -117,17 +120,19 @@ class Copies:
         job = self._jobs.pop(job_id)
         if job.is_store and now > job.not_after:
             problem = problem or "the store took too long: its blocks may have had a new owner while they were read"
+        effects: list[Effect] = []
         if not job.is_store:
             self._release(job.entries, job.suffix_first)
         elif problem is None:
             for entry in reversed(job.entries):
                 self._cache.commit(entry)
             self._cache.touch(job.suffix_first)
+            effects = self._saves.stored(job.entries)
         else:
             for entry in job.entries:
                 self._cache.abort(entry)
         job.meter.end(now - job.received, len(job.entries), job.size, done=problem is None)
-        return [Reply(job.to, TransferReply.FAILED if problem else TransferReply.DONE)]
+        return [Reply(job.to, TransferReply.FAILED if problem else TransferReply.DONE), *effects]
 
     def fail_all(self, now: float, problem: str) -> list[Effect]:
         """The transfer thread is gone: nothing will end by itself, and nothing is being written any more."""

@@ -5,10 +5,12 @@ Everything that decides anything is reached from `Engine.handle`, so all of it c
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from math import inf
+from types import MappingProxyType
 from typing import Any, Final
 
-from engine.commands import Command, Drain
+from engine.commands import Command, ConfigureTiers, Drain, PauseTier
 from engine.copies import Copies
 from engine.events import (
     CommandAsked,
@@ -16,11 +18,15 @@ from engine.events import (
     Continued,
     CopyEnded,
     Discarded,
+    Due,
     Effect,
     Event,
+    Found,
+    Loaded,
     MapEnded,
     Reply,
     RequestArrived,
+    Saved,
     Tick,
     TransfersEnded,
     UnmapEnded,
@@ -35,17 +41,23 @@ from engine.lookups import Lookups
 from engine.meters import Meters, TransferMeter
 from engine.operators import CommandHandler, Operators
 from engine.pins import Pins
+from engine.prefetches import Prefetches
 from engine.prompts import Prompts, RefusedError
 from engine.quotas import Quotas
 from engine.registration import Registration
+from engine.saves import Saves
 from engine.sessions import Sessions
 from engine.settings import EngineSettings
-from engine.status import L1Report, LookupReport, StatusReport
+from engine.status import L1Report, L2Report, LookupReport, StatusReport, TierReport
+from engine.tiers import Tier, Tiers
 from engine.traffic import Traffic
 from engine.tuning import Tuning
+from engine.warming import Warming
 from engine.wire import messages as m
 from engine.wire.codec import BY_MESSAGE
 from engine.workers import Workers
+
+_NO_TIERS: Final[Mapping[str, TierReport]] = MappingProxyType({})
 
 Handler = Callable[[RequestArrived, Any], list[Effect]]
 
@@ -71,10 +83,14 @@ class Engine:
         prompts = Prompts(ChunkHasher(settings.chunk_size))
         liveness = settings.liveness
         self._meters = meters = Meters()
-        self._lookups = Lookups(cache, self._sessions, self._workers, prompts, traffic)
+        self._tiers = Tiers(settings.l2)
+        self._saves = saves = Saves(cache, self._tiers)
+        saves.configured()
+        self._prefetches = Prefetches(cache, self._tiers, saves.came)
+        self._lookups = Lookups(cache, self._sessions, self._workers, prompts, traffic, self._prefetches, saves)
         max_age = liveness.transfer_max_age
-        self._copies = Copies(cache, self._sessions, self._workers, prompts, meters, traffic, max_age)
-        self._lending = Lending(cache, self._sessions, self._workers, prompts, meters, traffic)
+        self._copies = Copies(cache, self._sessions, self._workers, prompts, meters, traffic, max_age, saves)
+        self._lending = Lending(cache, self._sessions, self._workers, prompts, meters, traffic, saves)
         self._registration = Registration(
             self._workers, self._lending.withdraw, self._copies.is_copying, pool, settings.chunk_size, liveness
         )
@@ -83,15 +99,31 @@ class Engine:
         self._tuning = Tuning(cache, self._jobs, settings.eviction_policy)
         self._pins = Pins(cache, self._workers, settings.pin_budget)
         quotas = Quotas(cache, self._jobs, settings.quotas)
+        self._warming = Warming(cache, self._workers, self._prefetches, self._jobs)
         self._handlers = self._request_handlers()
-        commands: dict[type[Command[Any]], CommandHandler] = {Drain: self._drain}
-        self._commands: Final = (
-            commands | operators.handlers() | self._tuning.handlers() | self._pins.handlers() | quotas.handlers()
-        )
+        self._commands: Final[dict[type[Command[Any]], CommandHandler]] = {
+            Drain: self._drain,
+            ConfigureTiers: self._configure_tiers,
+            PauseTier: self._pause_tier,
+            **operators.handlers(),
+            **self._tuning.handlers(),
+            **self._pins.handlers(),
+            **quotas.handlers(),
+            **self._warming.handlers(),
+        }
         self._meter_of: Final = _meter_of(meters)
 
     def handle(self, event: Event) -> list[Effect]:
         """What has to be done about an event, in order. Every request gets exactly one reply, now or later."""
+        effects = self._handle(event)
+        return [*effects, *self._lookups.answer(event.now)] if self._lookups.somebody_waits else effects
+
+    @property
+    def due(self) -> float:
+        """When the engine wants to hear that it is so late; infinite if nothing depends on the time."""
+        return self._lookups.due if self._lookups.somebody_waits else inf
+
+    def _handle(self, event: Event) -> list[Effect]:
         match event:
             case RequestArrived():
                 return self._request(event)
@@ -105,13 +137,22 @@ class Engine:
                 self._transfers_ended = event.problem
                 failed = self._copies.fail_all(event.now, event.problem)
                 discarding = self._tuning.transfers_ended(event.now, event.problem)
-                return [*failed, *discarding, *self._registration.transfers_ended(event.problem)]
+                waiting = self._lookups.answer_all()
+                return [*failed, *waiting, *discarding, *self._registration.transfers_ended(event.problem)]
             case CommandAsked():
                 return self._command(event)
             case Continued():
                 return self._jobs.continued(event.now)
             case Discarded():
                 return self._tuning.discarded(event.now, event.problem)
+            case Found():
+                return [*self._prefetches.found(event), *self._warming.proceed(event.now)]
+            case Loaded():
+                return [*self._prefetches.loaded(event), *self._warming.proceed(event.now)]
+            case Saved():
+                return self._saves.saved(event)
+            case Due():
+                return []
             case Tick():
                 return self._tick(event.now)
 
@@ -122,6 +163,7 @@ class Engine:
         dropped_messages: int,
         dropped_replies: int,
         lookup_seconds: HistogramReport = NOTHING_COUNTED,
+        tiers: Mapping[str, TierReport] = _NO_TIERS,
     ) -> StatusReport:
         """The state in numbers, with what the socket has counted and the loop has timed.
 
@@ -136,7 +178,7 @@ class Engine:
             eviction_policy=self._tuning.policy_name,
             workers=self._workers.reports(),
             active_sessions=len(self._sessions),
-            active_prefetch_jobs=0,
+            active_prefetch_jobs=self._prefetches.running,
             running_transfers=self._copies.running,
             skipped_stores=self._copies.skipped_stores,
             failed_requests=self._refused_requests + failed_requests,
@@ -145,7 +187,7 @@ class Engine:
             lookups=self._lookup_report(lookup_seconds),
             transfers=self._meters.reports(),
             l1=self._l1_report(),
-            l2=(),
+            l2=self._l2_reports(tiers),
         )
 
     def _request(self, event: RequestArrived) -> list[Effect]:
@@ -176,7 +218,7 @@ class Engine:
             m.Clear: self._clear,
             m.Lookup: self._lookup,
             m.QueryPrefetchStatus: self._collect,
-            m.WaitPrefetchStatus: self._collect,
+            m.WaitPrefetchStatus: self._wait,
             m.FreeLookupLocks: self._free,
             m.EndSession: self._end,
             m.RegisterKVCache: self._registration.register_kv_cache,
@@ -203,15 +245,18 @@ class Engine:
         return [Reply(event.to, m.PrepareStoreReply())]
 
     def _lookup(self, event: RequestArrived, message: m.Lookup) -> list[Effect]:
-        self._lookups.lookup(event.now, event.to.client, message.key)
+        effects = self._lookups.lookup(event.now, event.to.client, message.key)
         self._traffic.prompt(event.now, message.key)
-        return [Reply(event.to, None)]
+        return [Reply(event.to, None), *effects]
 
-    def _collect(self, event: RequestArrived, message: m.QueryPrefetchStatus | m.WaitPrefetchStatus) -> list[Effect]:
-        return [Reply(event.to, self._lookups.collect(event.to.client, message.request_id))]
+    def _collect(self, event: RequestArrived, message: m.QueryPrefetchStatus) -> list[Effect]:
+        return [Reply(event.to, self._lookups.collect(event.now, event.to.client, message.request_id))]
+
+    def _wait(self, event: RequestArrived, message: m.WaitPrefetchStatus) -> list[Effect]:
+        return self._lookups.wait(event.now, event.to, message.request_id, message.timeout)
 
     def _free(self, event: RequestArrived, message: m.FreeLookupLocks) -> list[Effect]:
-        self._lookups.free(event.to.client, message.key)
+        self._lookups.free(event.now, event.to.client, message.key)
         return [Reply(event.to, None)]
 
     def _end(self, event: RequestArrived, message: m.EndSession) -> list[Effect]:
@@ -230,16 +275,52 @@ class Engine:
         self._handlers |= self._draining_handlers()
         return [CommandDone(event.ticket, None)]
 
+    def _configure_tiers(self, event: CommandAsked, command: ConfigureTiers) -> list[Effect]:
+        self._tiers.configure(command.tiers)
+        self._saves.configured()
+        return [CommandDone(event.ticket, None)]
+
+    def _pause_tier(self, event: CommandAsked, command: PauseTier) -> list[Effect]:
+        tier = self._tiers.find(command.name)
+        if tier is not None:
+            tier.paused = command.paused
+        return [CommandDone(event.ticket, tier is not None)]
+
     def _tick(self, now: float) -> list[Effect]:
         liveness = self._settings.liveness
         self._lookups.expire(now, liveness)
         self._lending.expire(now, liveness.reservation_ttl)
         self._pins.tick(now)
-        return [*self._registration.expire(now), *self._jobs.proceed(now)]
+        return [*self._registration.expire(now), *self._jobs.proceed(now), *self._saves.write_back()]
 
     def _lookup_report(self, seconds: HistogramReport) -> LookupReport:
         found = self._lookups
-        return LookupReport(found.requests, found.without_workers, found.without_chunks, found.hit_objects, seconds)
+        return LookupReport(
+            found.requests,
+            found.without_workers,
+            found.without_chunks,
+            found.hit_objects,
+            found.prefetched_chunks,
+            seconds,
+        )
+
+    def _l2_reports(self, reports: Mapping[str, TierReport]) -> tuple[L2Report, ...]:
+        return tuple(self._l2_report(tier, reports[tier.name]) for tier in self._tiers if tier.name in reports)
+
+    def _l2_report(self, tier: Tier, report: TierReport) -> L2Report:
+        settings = tier.settings
+        return L2Report(
+            type=settings.type,
+            name=settings.name,
+            store_policy=settings.store_policy,
+            is_required=settings.required,
+            is_paused=tier.paused,
+            capacity_bytes=settings.options.get("capacity"),
+            loaded_objects=tier.loaded_objects,
+            dropped_saves=tier.dropped_saves,
+            unsaved_evictions=self._saves.unsaved(tier),
+            tier=report,
+        )
 
     def _l1_report(self) -> L1Report:
         cache, counters = self._cache, self._cache.counters

@@ -13,6 +13,8 @@ from engine.errors import StartError
 
 if TYPE_CHECKING:
     from engine.l1.policies.base import EvictionPolicy
+    from engine.l2.base import L2Adapter
+    from engine.settings import L2Settings
 
 POLICY_SUFFIX = "_policy"
 L2_SUFFIX = "_l2"
@@ -29,6 +31,21 @@ def policy_maker(name: str) -> Callable[[int], EvictionPolicy]:
         raise StartError(f"there is no eviction policy {name!r}; there are {', '.join(policy_names())}")
     made: Callable[[int], EvictionPolicy] = import_module(f"engine.l1.policies.{name}{POLICY_SUFFIX}").Policy
     return made
+
+
+def make_l2_adapter(settings: L2Settings) -> L2Adapter:
+    """An adapter that was not opened yet. Raises StartError if its client library is missing, or it does not exist."""
+    if settings.type not in l2_types():
+        raise StartError(f"there is no L2 adapter {settings.type!r}; there are {', '.join(l2_types())}")
+    try:
+        module = import_module(f"engine.l2.{settings.type}{L2_SUFFIX}")
+    except ModuleNotFoundError as error:
+        raise StartError(
+            f"the L2 tier {settings.name!r} needs the Python package {error.name}, which is not installed: "
+            f"pip install 'kvkeep[{settings.type}]'"
+        ) from None
+    adapter: L2Adapter = module.Adapter(**settings.options)
+    return adapter
 
 
 def l2_types() -> tuple[str, ...]:

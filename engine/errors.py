@@ -31,6 +31,14 @@ class RecordingError(EngineError):
     """The traffic cannot be recorded: no folder is configured, or it cannot be written. Names the remedy."""
 
 
+class TierError(EngineError):
+    """A tier of L2 cannot do what is asked of it now. Says why."""
+
+
+class PrefetchError(EngineError):
+    """Nothing can be loaded from L2: there is no tier, or no worker whose layout is known. Names the remedy."""
+
+
 class AmbiguousError(EngineError):
     """A question that fits several things; the message says what to add to it."""
 

@@ -7,7 +7,9 @@ from math import inf
 from typing import Any, Literal, NamedTuple
 
 from engine.commands import Command
+from engine.keys import Namespace
 from engine.layouts import KVLayout
+from engine.status import TierOutcome
 from engine.wire.messages import Message
 
 
@@ -91,8 +93,55 @@ class Discarded:
     problem: str | None
 
 
+@dataclass(frozen=True, slots=True)
+class Due:
+    """The time that `Engine.due` named has come."""
+
+    now: float
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """Which objects of a `Find` a tier has."""
+
+    now: float
+    ticket: int
+    present: tuple[bool, ...]
+    """One for each key; all False if the tier cannot tell."""
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A `Load` has ended, and nobody writes to its slot any more. Only `done` says that the slot holds the object."""
+
+    now: float
+    ticket: int
+    outcome: TierOutcome
+
+
+@dataclass(frozen=True, slots=True)
+class Saved:
+    """A `Save` has ended, and nobody reads its slot any more."""
+
+    now: float
+    ticket: int
+    outcome: TierOutcome
+
+
 Event = (
-    RequestArrived | CopyEnded | MapEnded | UnmapEnded | TransfersEnded | CommandAsked | Continued | Discarded | Tick
+    RequestArrived
+    | CopyEnded
+    | MapEnded
+    | UnmapEnded
+    | TransfersEnded
+    | CommandAsked
+    | Continued
+    | Discarded
+    | Due
+    | Found
+    | Loaded
+    | Saved
+    | Tick
 )
 
 
@@ -174,4 +223,43 @@ class Discard:
     end: int
 
 
-Effect = Reply | Copy | Map | Unmap | CommandDone | Continue | Discard | Warn
+@dataclass(frozen=True, slots=True)
+class Find:
+    """Ask a tier which of these objects it has; answered with `Found`."""
+
+    tier: str
+    ticket: int
+    keys: tuple[bytes, ...] = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """An object of L1, and where it lies in the arena, in bytes."""
+
+    key: bytes
+    namespace: Namespace
+    offset: int
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """Read an object from a tier into its slot, and check it; answered with `Loaded`."""
+
+    tier: str
+    ticket: int
+    slot: Slot
+
+
+@dataclass(frozen=True, slots=True)
+class Save:
+    """Write an object from its slot to a tier; answered with `Saved`."""
+
+    tier: str
+    ticket: int
+    slot: Slot
+
+
+TierEffect = Find | Load | Save
+
+Effect = Reply | Copy | Map | Unmap | CommandDone | Continue | Discard | Warn | TierEffect

@@ -8,6 +8,7 @@ from engine.l1.entry import Entry
 from engine.layouts import SlotLayout
 from engine.meters import Meters
 from engine.prompts import Chunks, Prompts, RefusedError
+from engine.saves import Saves
 from engine.sessions import Sessions
 from engine.slots import reserve_missing, take_readable
 from engine.traffic import Traffic
@@ -41,8 +42,10 @@ class Lending:
         prompts: Prompts,
         meters: Meters,
         traffic: Traffic,
+        saves: Saves,
     ) -> None:
         self._cache = cache
+        self._saves = saves
         self._sessions = sessions
         self._workers = workers
         self._prompts = prompts
@@ -87,7 +90,7 @@ class Lending:
             self._cache.commit(entry)
         self._cache.touch(reservation.suffix_first)
         self._end_store(event.now, reservation, layout, done=published)
-        return [Reply(event.to, published)]
+        return [Reply(event.to, published), *self._saves.stored(reservation.entries)]
 
     def prepare_retrieve(self, event: RequestArrived, message: PrepareRetrieve) -> list[Effect]:
         """Lends every chunk of the range for reading, or none. Uses up this request's leases; raises RefusedError."""

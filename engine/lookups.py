@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from math import inf
 from typing import Final, NamedTuple, get_args
 
-from engine.keys import namespace
+from engine.events import Effect, Reply, ReplyTo
+from engine.keys import NAMESPACE_BYTES, Namespace, namespace
 from engine.l1.cache import L1Cache
 from engine.l1.entry import Entry
+from engine.prefetches import Prefetch, Prefetches, Wanted
 from engine.prompts import Prompts, RefusedError
+from engine.saves import Saves
 from engine.sessions import Session, Sessions
 from engine.settings import Liveness
 from engine.status import MissReason
 from engine.traffic import Traffic
-from engine.wire.messages import Key
-from engine.workers import Workers
+from engine.wire.messages import PENDING, Key, Pending
+from engine.workers import Pair, Workers
 
 # An incomplete chunk is no miss: what lookups ask for are complete ones.
 _COUNTED: Final = tuple(reason for reason in get_args(MissReason) if reason != "chunk_incomplete")
@@ -29,13 +33,26 @@ class Prefix(NamedTuple):
     """Key of the first object that is not there; None if all are."""
 
 
-def prefixes(model_name: str, world_size: int, cache_salt: str, fingerprints: Iterable[bytes]) -> list[bytes]:
-    """The prefixes of all namespaces in which a chunk has to be present to be a hit."""
+def namespaces(pair: Pair, cache_salt: str, fingerprints: Iterable[bytes]) -> list[Namespace]:
+    """All those in which a chunk has to be present to be a hit."""
+    model_name, world_size = pair
     return [
-        namespace(model_name, world_size, shard, fingerprint, cache_salt).prefix
+        namespace(model_name, world_size, shard, fingerprint, cache_salt)
         for fingerprint in fingerprints
         for shard in range(world_size)
     ]
+
+
+def prefixes(pair: Pair, cache_salt: str, fingerprints: Iterable[bytes]) -> list[bytes]:
+    """The beginnings of the keys in all these namespaces."""
+    return [space.prefix for space in namespaces(pair, cache_salt, fingerprints)]
+
+
+def wanted_rows(workers: Workers, pair: Pair, cache_salt: str, hashes: Iterable[bytes]) -> list[list[Wanted]]:
+    """The objects of these chunks, chunk by chunk those of every namespace."""
+    sizes = workers.object_bytes(pair)
+    spaces = namespaces(pair, cache_salt, workers.fingerprints(pair))
+    return [[Wanted(space.prefix + hash_, space, sizes[space.fingerprint]) for space in spaces] for hash_ in hashes]
 
 
 def longest_prefix(cache: L1Cache, spaces: list[bytes], hashes: Iterable[bytes]) -> Prefix:
@@ -53,14 +70,30 @@ def longest_prefix(cache: L1Cache, spaces: list[bytes], hashes: Iterable[bytes])
     return Prefix(found, None)
 
 
+class _Waiting(NamedTuple):
+    """Somebody who wants to be answered when a result is known, or at a time."""
+
+    session: Session
+    to: ReplyTo
+    until: float
+
+
 class Lookups:
     """The scheduler's side of the protocol. Belongs to the engine thread."""
 
     def __init__(
-        self, cache: L1Cache, sessions: Sessions, workers: Workers, prompts: Prompts, traffic: Traffic
+        self,
+        cache: L1Cache,
+        sessions: Sessions,
+        workers: Workers,
+        prompts: Prompts,
+        traffic: Traffic,
+        prefetches: Prefetches,
+        saves: Saves,
     ) -> None:
         self.hit_chunks = 0
         self.missed_chunks = 0
+        self.prefetched_chunks = 0
         self._missed: dict[MissReason, int] = dict.fromkeys(_COUNTED, 0)
         self._unexplained: list[bytes] = []
         """First missing objects of lookups whose reasons were not counted yet."""
@@ -73,36 +106,61 @@ class Lookups:
         self._workers = workers
         self._prompts = prompts
         self._traffic = traffic
+        self._prefetches = prefetches
+        self._saves = saves
+        self._waiting: list[_Waiting] = []
 
-    def lookup(self, now: float, client: bytes, key: Key) -> None:
+    def lookup(self, now: float, client: bytes, key: Key) -> list[Effect]:
         """Finds and leases the longest prefix that every shard has; the result waits for `collect`.
 
-        A request that looks up again gets a new result, and loses what its last one still leased. Raises RefusedError,
-        with a result of 0.
+        What L1 does not have is looked for in L2. A request that looks up again gets a new result, and loses what its
+        last one still leased. Raises RefusedError, with a result of 0.
         """
-        session = self._open(now, client, key.request_id)
+        pair = (key.model_name, key.world_size)
+        self.end(client, key.request_id)
+        session = Session(client, key.request_id, now)
+        self._sessions.add(session)
         if key.num_kv_readers < 0:
             raise RefusedError(f"num_kv_readers is {key.num_kv_readers}")
-        fingerprints = self._workers.fingerprints((key.model_name, key.world_size))
+        fingerprints = self._workers.fingerprints(pair)
         if not fingerprints:
             self.requests += 1
             self.without_workers += 1
             self._missed["layout_unknown"] += 1
-            return
+            return []
         chunks, hashes = self._prompts.prefix(key)
-        spaces = prefixes(key.model_name, key.world_size, key.cache_salt, fingerprints)
+        spaces = prefixes(pair, key.cache_salt, fingerprints)
         prefix = longest_prefix(self._cache, spaces, hashes)
         session.hits = len(prefix.entries) // len(spaces)
-        self._lease(now, session, prefix.entries, max(1, key.num_kv_readers))
+        readers = max(1, key.num_kv_readers)
+        self._lease(now, session, prefix.entries, readers)
         self.requests += 1
         self.without_chunks += not chunks
         self.hit_objects += len(prefix.entries)
         self.hit_chunks += session.hits
         self.missed_chunks += chunks - session.hits
-        if prefix.missing is not None:
-            self._unexplained.append(prefix.missing)
-        size = self._workers.chunk_bytes((key.model_name, key.world_size))
+        size = self._workers.chunk_bytes(pair)
         self._traffic.found(key, chunks, session.suffix_first, len(spaces), size, self._cache.counters.clears)
+        effects = self._saves.used(prefix.entries)
+        if prefix.missing is not None:
+            effects += self._look_further(now, session, key, prefix, hashes, readers)
+        return effects
+
+    def _look_further(
+        self, now: float, session: Session, key: Key, prefix: Prefix, hashes: Iterator[bytes], readers: int
+    ) -> list[Effect]:
+        """Begins to load what L2 has of the rest."""
+        assert prefix.missing is not None
+        if not self._prefetches.is_of_use:
+            self._unexplained.append(prefix.missing)
+            return []
+        rest = [prefix.missing[NAMESPACE_BYTES:], *hashes]
+        rows = wanted_rows(self._workers, (key.model_name, key.world_size), key.cache_salt, rest)
+        width = len(rows[0])
+        last: list[Entry | None] = [*prefix.entries[-width:]] or [None] * width
+        tokens = (session.hits + len(rows)) * self._prompts.chunk_size
+        session.prefetch = Prefetch(rows, readers, tokens, now, last)
+        return self._prefetches.begin(now, session.prefetch)
 
     def missed(self) -> tuple[tuple[MissReason, int], ...]:
         """How many lookups did not find everything, by the reason of the first object that was not there.
@@ -115,31 +173,81 @@ class Lookups:
         self._unexplained.clear()
         return tuple(self._missed.items())
 
-    def collect(self, client: bytes, request_id: str) -> int:
-        """The number of leading chunks found, once; 0 afterwards and for unknown requests."""
+    def collect(self, now: float, client: bytes, request_id: str) -> int | Pending:
+        """The number of leading chunks found, once, or that it is not known yet.
+
+        0 afterwards and for unknown requests.
+        """
         session = self._sessions.get(client, request_id)
         if session is None or session.collected:
             return 0
+        if not self._is_settled(session, now):
+            return PENDING
         session.collected = True
         return session.hits
 
-    def free(self, client: bytes, key: Key) -> None:
-        """Ends the leases on the complete chunks of `[start, end)` that this request's own lookup took."""
+    def wait(self, now: float, to: ReplyTo, request_id: str, timeout: float) -> list[Effect]:
+        """The same, answered when it is known, or with nil after `timeout` seconds."""
+        found = self.collect(now, to.client, request_id)
+        session = self._sessions.get(to.client, request_id)
+        if found is not PENDING or session is None:
+            return [Reply(to, found)]
+        self._waiting.append(_Waiting(session, to, now + timeout if timeout > 0 else now))
+        return []
+
+    def answer(self, now: float) -> list[Effect]:
+        """Answers those who wait, if there is news for them or their time is over."""
+        effects: list[Effect] = []
+        waiting, self._waiting = self._waiting, []
+        for each in waiting:
+            is_current = self._sessions.get(each.to.client, each.session.request_id) is each.session
+            found = self.collect(now, each.to.client, each.session.request_id) if is_current else 0
+            if found is PENDING and now < each.until:
+                self._waiting.append(each)
+            else:
+                effects.append(Reply(each.to, found))
+        return effects
+
+    def answer_all(self) -> list[Effect]:
+        """Nothing more will come: everybody who waits is told that there is no result."""
+        waiting, self._waiting = self._waiting, []
+        return [Reply(each.to, 0) for each in waiting]
+
+    @property
+    def somebody_waits(self) -> bool:
+        """Whether `answer` may have to answer anybody."""
+        return bool(self._waiting)
+
+    @property
+    def due(self) -> float:
+        """When `answer` has to be called at the latest."""
+        return min((self._due_of(each) for each in self._waiting), default=inf)
+
+    def _due_of(self, waiting: _Waiting) -> float:
+        prefetch = waiting.session.prefetch
+        return waiting.until if prefetch is None else min(waiting.until, self._prefetches.deadline(prefetch))
+
+    def free(self, now: float, client: bytes, key: Key) -> None:
+        """Ends the leases on the complete chunks of `[start, end)` that this request's own lookup took.
+
+        While that still waits for L2 nothing is ended.
+        """
         session = self._sessions.get(client, key.request_id)
-        if session is None or key.start >= key.end:
+        if session is None or key.start >= key.end or not self._is_settled(session, now):
             return
         size = self._prompts.chunk_size
         chunks, hashes = self._prompts.prefix(key)
         wanted = list(hashes)[-(-max(0, key.start) // size) : chunks]
         session.collected = True
-        fingerprints = self._workers.fingerprints((key.model_name, key.world_size))
-        spaces = prefixes(key.model_name, key.world_size, key.cache_salt, fingerprints)
+        pair = (key.model_name, key.world_size)
+        spaces = prefixes(pair, key.cache_salt, self._workers.fingerprints(pair))
         self._end_leases(session, [space + hash_ for hash_ in wanted for space in spaces])
 
     def end(self, client: bytes, request_id: str) -> None:
         """Forgets a request and ends its leases. A running retrieve has its own."""
         session = self._sessions.get(client, request_id)
         if session is not None:
+            self._give_up(session)
             self._end_leases(session, list(session.leases))
             self._sessions.remove(session)
 
@@ -147,17 +255,37 @@ class Lookups:
         """Ends the leases, and then the sessions, of requests that were never ended."""
         for session in list(self._sessions):
             age = now - session.opened
-            if age > liveness.lease_ttl and (session.leases or session.hits):
+            if age > liveness.lease_ttl and (session.leases or session.hits or session.prefetch):
                 session.hits = 0
+                self._give_up(session)
                 self._end_leases(session, list(session.leases))
             if age > liveness.session_ttl:
                 self.end(session.client, session.request_id)
 
-    def _open(self, now: float, client: bytes, request_id: str) -> Session:
-        self.end(client, request_id)
-        session = Session(client, request_id, now)
-        self._sessions.add(session)
-        return session
+    def _is_settled(self, session: Session, now: float) -> bool:
+        """Whether the result is known; what L2 has added to it belongs to the session then."""
+        prefetch = session.prefetch
+        if prefetch is None:
+            return True
+        if not self._prefetches.is_decided(prefetch, now):
+            return False
+        session.prefetch = None
+        entries = self._prefetches.take(prefetch)
+        chunks = len(entries) // len(prefetch.rows[0])
+        session.hits += chunks
+        session.grant(entries, prefetch.readers)
+        session.suffix_first = [entry.key for entry in reversed(entries)] + session.suffix_first
+        self.hit_objects += len(entries)
+        self.prefetched_chunks += chunks
+        if chunks < len(prefetch.rows):
+            self._unexplained.append(prefetch.rows[chunks][0].key)
+        return True
+
+    def _give_up(self, session: Session) -> None:
+        """The session does not wait for L2 any more."""
+        if session.prefetch is not None:
+            self._prefetches.detach(session.prefetch)
+            session.prefetch = None
 
     def _lease(self, now: float, session: Session, found: list[Entry], readers: int) -> None:
         for entry in found:

@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
 from itertools import count
+from math import ceil
 from typing import Any, Final
 
 import zmq
@@ -23,17 +24,22 @@ from engine.events import (
     Continued,
     Copy,
     Discard,
+    Due,
     Effect,
     Event,
+    Find,
+    Load,
     Map,
     Reply,
     RequestArrived,
+    Save,
     Tick,
     TransfersEnded,
     Unmap,
     Warn,
 )
 from engine.histogram import Histogram
+from engine.l2.group import TierGroup
 from engine.meters import LOOKUP_BOUNDS
 from engine.status import StatusReport
 from engine.transfer.worker import TransferWorker
@@ -93,12 +99,14 @@ class EngineLoop:
         router: Router,
         mailbox: Mailbox,
         transfers: TransferWorker,
+        tiers: TierGroup,
         clock: Callable[[], float],
     ) -> None:
         self._engine = engine
         self._router = router
         self._mailbox = mailbox
         self._transfers = transfers
+        self._tiers = tiers
         self._clock = clock
         self._stop = threading.Event()
         self._tickets = count()
@@ -147,7 +155,9 @@ class EngineLoop:
         What was waiting already may have come at any time since we looked last; what we had to wait for came just now.
         """
         if not poller.poll(0):
-            poller.poll(max(0, int((self._next_tick - self._clock()) * 1000)))
+            wake = min(self._next_tick, self._engine.due)
+            # NOTE: Rounded up, or it would turn round at full speed for the last millisecond.
+            poller.poll(max(0, ceil((wake - self._clock()) * 1000)))
             self._looked = self._clock()
 
     def _step(self) -> None:
@@ -160,6 +170,9 @@ class EngineLoop:
         if now >= self._next_tick:
             self._next_tick = now + _TICK_SECONDS
             self._perform(self._engine.handle(Tick(now)))
+            self._tiers.expire(now)
+        if now >= self._engine.due:
+            self._perform(self._engine.handle(Due(now)))
         self.published = (now, self._report())
 
     def _handle(self, event: Event) -> None:
@@ -196,6 +209,8 @@ class EngineLoop:
                     self._router.reply(effect.to, effect.value)
                 case Copy() | Map() | Unmap() | Discard():
                     self._transfers.submit(effect)
+                case Find() | Load() | Save():
+                    self._tiers.submit(effect)
                 case CommandDone():
                     self._answer(effect)
                 case Continue():
@@ -227,4 +242,5 @@ class EngineLoop:
             dropped_messages=router.dropped_messages,
             dropped_replies=router.dropped_replies,
             lookup_seconds=self._lookup_seconds.snapshot(),
+            tiers=self._tiers.reports(),
         )

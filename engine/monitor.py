@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final, Protocol
 
@@ -233,6 +233,12 @@ class Monitor:
         """Adds a check by its own name. Readiness alone is for what a restart would not cure."""
         with self._registering:
             self._checks = (*self._checks, WatchCheck(name, watch, affects))
+
+    def replace_checks(self, prefix: str, watches: Mapping[str, Watch], affects: Affects) -> None:
+        """Lets these be the only checks whose names begin with `prefix`."""
+        with self._registering:
+            others = tuple(check for check in self._checks if not check.name.startswith(prefix))
+            self._checks = (*others, *(WatchCheck(name, watch, affects) for name, watch in watches.items()))
 
     def report(self) -> MonitorReport:
         """Everything as it was found last, and how the monitor itself does."""

@@ -21,6 +21,7 @@ from engine.commands import (
     ClearAll,
     Command,
     DeleteObjects,
+    FindJob,
     ListJobs,
     ListObjects,
     ListSessions,
@@ -30,7 +31,6 @@ from engine.commands import (
     StartClear,
 )
 from engine.copies import Copies
-from engine.errors import AmbiguousError
 from engine.events import CommandAsked, CommandDone, Effect
 from engine.jobs import Job, Jobs, Step
 from engine.l1.cache import L1Cache
@@ -76,6 +76,7 @@ class Operators:
         """By command, what carries it out; `Look` raises AmbiguousError."""
         return {
             AwaitJob: self._await,
+            FindJob: _answered(lambda now, command: (job := self._jobs.find(command.job_id)) and job.report(now)),
             StartClear: self._start_clear,
             ClearAll: _answered(lambda now, _: self._cache.clear()),
             DeleteObjects: _answered(lambda now, command: self._delete(command.keys)),
@@ -127,27 +128,23 @@ class Operators:
         return ObjectPage(tuple(_object(entry, now) for entry in chosen), rest[0].offset if rest else page.next_place)
 
     def _look(self, command: Look) -> LookReport:
-        world_size = command.world_size or self._only_world_size(command.model_name)
-        fingerprints = self._workers.fingerprints((command.model_name, world_size))
+        world_size = command.world_size or self._workers.only_world_size(command.model_name)
+        pair = (command.model_name, world_size)
+        fingerprints = self._workers.fingerprints(pair)
         if not fingerprints:
             where = f"no worker of {command.model_name!r} is ready, so no lookup of it can hit"
             return LookReport(0, "layout_unknown", f"{where}; GET /api/workers tells why")
-        spaces = prefixes(command.model_name, world_size, command.cache_salt, fingerprints)
+        spaces = prefixes(pair, command.cache_salt, fingerprints)
         prefix = longest_prefix(self._cache, spaces, command.hashes)
         hits = len(prefix.entries) // len(spaces)
         if prefix.missing is not None:
             reason = self._cache.miss_reason(prefix.missing)
-            return LookReport(hits, reason, f"chunk {hits}: {_DETAIL[reason]}")
+            rest = tuple(tuple(space + hash_ for space in spaces) for hash_ in command.hashes[hits:])
+            return LookReport(hits, reason, f"chunk {hits}: {_DETAIL[reason]}", rest)
         if command.spare_tokens:
             few = f"chunk {hits}: {command.spare_tokens} of {self._chunk_size} tokens; only complete chunks are cached"
             return LookReport(hits, "chunk_incomplete", few)
         return LookReport(hits, None, "")
-
-    def _only_world_size(self, model_name: str) -> int:
-        sizes = sorted({worker.world_size for worker in self._workers if worker.model_name == model_name})
-        if len(sizes) > 1:
-            raise AmbiguousError(f"{model_name!r} runs with world sizes {sizes}; say which with world_size")
-        return sizes[0] if sizes else 1
 
     def _session_page(self, now: float, command: ListSessions) -> SessionPage:
         page = self._sessions.page(command.seat, command.limit)

@@ -135,7 +135,7 @@ class Pins:
             for model_name, world_size in sorted(pairs)
             if pin.world_size in (None, world_size)
             for space in prefixes(
-                model_name, world_size, pin.cache_salt, self._workers.fingerprints((model_name, world_size))
+                (model_name, world_size), pin.cache_salt, self._workers.fingerprints((model_name, world_size))
             )
         ]
         return (space + hash_ for hash_ in pin.hashes for space in spaces)

@@ -6,28 +6,31 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import CancelledError
 from contextlib import ExitStack, suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
-from engine.answers import LookReport, PinReport
+from engine.answers import JobReport, LookReport, PinReport
 from engine.commands import (
     A,
     ChangePolicy,
     Command,
     ConfigureQuotas,
+    ConfigureTiers,
     Drain,
     Grow,
     Look,
+    PauseTier,
     Question,
     SetPin,
     SetPinBudget,
     Shrink,
+    StartPrefetch,
     StopShrinking,
 )
-from engine.discovery import policy_maker, policy_names
+from engine.discovery import make_l2_adapter, policy_maker, policy_names
 from engine.errors import (
     EngineError,
     EngineStoppedError,
@@ -35,15 +38,17 @@ from engine.errors import (
     EngineTimeoutError,
     NoMemoryError,
     StartError,
+    TierError,
 )
 from engine.health import MonitorReport
-from engine.settings import EngineSettings, QuotaSettings
+from engine.settings import EngineSettings, L2Settings, QuotaSettings
 from engine.status import StatusReport
 
 if TYPE_CHECKING:
     import zmq
 
     from engine.advisor.report import AdvisorReport
+    from engine.l2.tier import L2Tier
     from engine.recording.report import RecordingReport
     from engine.wire.router import Router
 
@@ -52,6 +57,8 @@ logger = logging.getLogger(__name__)
 _ANSWER_SECONDS: Final = 10.0
 """The engine thread answers between two batches of requests; far longer than that means it is stuck."""
 _FIRST_PASS_SECONDS: Final = 5.0
+_DETACH_SECONDS: Final = 2.0
+"""For the threads of a tier that is not wanted any more; they end by themselves when their storage answers."""
 _STOP_SECONDS: Final = 10.0
 """For the engine thread to end; it waits for the transfer thread itself."""
 
@@ -80,6 +87,7 @@ class Runtime:
         from engine.core import Engine
         from engine.l1.arena import PREFIX, Arena, remove_leftovers
         from engine.l1.cache import L1Cache
+        from engine.l2.group import TierGroup
         from engine.loop import EngineLoop, Mailbox
         from engine.monitor import Monitor
         from engine.recording.recorder import Recorder
@@ -110,7 +118,10 @@ class Runtime:
             undo.callback(self._mailbox.close)
             copier = TorchCopier(self._arena.bytes, time.monotonic)
             self._transfers = TransferWorker(copier, self._arena.discard, self._mailbox.post, time.monotonic)
-            self._loop = loop = EngineLoop(engine, router, self._mailbox, self._transfers, time.monotonic)
+            self._tiers = TierGroup(make_l2_adapter, self._arena.memory, self._mailbox.post, time.monotonic)
+            undo.callback(self._tiers.stop)
+            self._tiers.attach(settings.l2)
+            self._loop = loop = EngineLoop(engine, router, self._mailbox, self._transfers, self._tiers, time.monotonic)
             self._thread = threading.Thread(target=self._run, name="engine")
             self._monitor = Monitor(
                 self.endpoint, self._thread.is_alive, lambda: loop.published[0], self._transfers, time.monotonic
@@ -129,6 +140,7 @@ class Runtime:
         self._transfers.start()
         self._thread.start()
         self._start_helpers(settings)
+        self._watch_tiers()
         self._monitor.start()
         self._await_first_pass()
 
@@ -237,6 +249,60 @@ class Runtime:
         """
         self.ask(ConfigureQuotas(quotas), _ANSWER_SECONDS)
 
+    def configure_tiers(self, tiers: tuple[L2Settings, ...]) -> None:
+        """Attaches and detaches tiers of L2 until there are these; what stays the same is not disturbed.
+
+        Raises StartError, and then nothing has changed; EngineTimeoutError, EngineStoppedError.
+        """
+        with self._tuning:
+            left = self._tiers.attach(tiers)
+            self.ask(ConfigureTiers(tiers), _ANSWER_SECONDS)
+            for tier in left:
+                stuck = tier.stop(_DETACH_SECONDS)
+                if stuck:
+                    logger.warning("L2 %s: threads that do not end yet: %s", tier.settings.name, ", ".join(stuck))
+            self._watch_tiers()
+
+    def tier(self, name: str) -> L2Tier:
+        """One tier of L2. Raises TierError if there is none of that name."""
+        return self._tiers.get(name)
+
+    def pause_tier(self, name: str, paused: bool, timeout: float) -> None:
+        """Lets nothing be asked of a tier, or lets it be asked again. Raises as `ask` does, and TierError."""
+        self._tiers.get(name)
+        self.ask(PauseTier(name, paused), timeout)
+
+    def clear_tiers(self) -> None:
+        """Begins to clear every tier. Raises TierError, and then some may have begun."""
+        for tier in self._tiers.tiers:
+            tier.clear()
+
+    def find_in_tiers(self, rows: Sequence[tuple[bytes, ...]], timeout: float) -> int:
+        """How many of these chunks, in order, are in the tiers together, with all of their objects."""
+        missing = {key for row in rows for key in row}
+        for tier in self._tiers.tiers:
+            keys = [key for row in rows for key in row if key in missing]
+            with suppress(TierError, TimeoutError):
+                found = tier.find(keys).result(timeout)
+                missing -= {key for key, there in zip(keys, found, strict=True) if there}
+        return next((index for index, row in enumerate(rows) if missing.intersection(row)), len(rows))
+
+    def delete_in_tiers(self, keys: Sequence[bytes], timeout: float) -> int:
+        """Deletes these objects from every tier; returns how many there were. Raises TierError."""
+        asked = [(tier, tier.delete(keys)) for tier in self._tiers.tiers]
+        try:
+            return sum(future.result(timeout) for _, future in asked)
+        except TimeoutError:
+            raise TierError(f"an L2 tier did not answer within {timeout:g} seconds") from None
+
+    def prefetch(self, question: Question, timeout: float) -> JobReport:
+        """Begins to load what L2 has of these tokens into L1. Raises as `ask` does, and PrefetchError."""
+        from engine.hashing import hash_tokens
+
+        hashes = tuple(hash_tokens(question.tokens, self._chunk_size))
+        command = StartPrefetch(question.model_name, question.world_size, question.cache_salt, hashes)
+        return self.ask(command, timeout)
+
     def set_pin_budget(self, budget: int | None) -> None:
         """Lets pins hold at most `budget` bytes from now on, a quarter of L1 if it is None.
 
@@ -275,6 +341,7 @@ class Runtime:
             stuck.append("engine")
         else:
             self._context.term()
+        stuck += self._tiers.stop()
         if not self._transfers.stop():
             stuck.append("transfer")
         if stuck:
@@ -294,6 +361,11 @@ class Runtime:
                 self._recorder.switch(True)
             except EngineError as error:
                 logger.warning("the traffic is not recorded: %s", error)
+
+    def _watch_tiers(self) -> None:
+        """A required tier that does not answer keeps the server from being ready; no restart would cure that."""
+        required = {f"l2:{tier.settings.name}": tier.problem for tier in self._tiers.tiers if tier.settings.required}
+        self._monitor.replace_checks("l2:", required, "readiness")
 
     def _await_first_pass(self) -> None:
         failed = self._monitor.first_pass(_FIRST_PASS_SECONDS)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from engine.l1.entry import Entry
+from engine.prefetches import Prefetch
 from engine.roster import Page, Roster
 
 
@@ -22,6 +23,7 @@ class Session:
         "leased_bytes",
         "leases",
         "opened",
+        "prefetch",
         "request_id",
         "seat",
         "suffix_first",
@@ -34,6 +36,8 @@ class Session:
         """When the newest lookup was made."""
         self.hits = 0
         """Leading chunks that the lookup found."""
+        self.prefetch: Prefetch | None = None
+        """What L2 may add to the hits; None once that is decided."""
         self.collected = False
         """The scheduler has been told."""
         self.leases: dict[bytes, tuple[Entry, int]] = {}

@@ -32,12 +32,42 @@ class Liveness:
     """Answer False once to a connection whose first message is a ping, so that it drops replies it will never get."""
 
 
+StorePolicy = Literal["write_through", "write_back", "selective", "skip_l1"]
+"""When objects are written to a tier: as soon as they are stored; before they would be evicted; after they were used
+several times; as soon as they are stored, after which L1 lets them go."""
+
+PrefetchMode = Literal["best_effort", "wait", "timeout"]
+"""How long a lookup waits for a tier: not at all; until all is loaded; for a time that grows with the prompt."""
+
+
+@dataclass(frozen=True, slots=True)
+class PrefetchSettings:
+    """How long a lookup may wait for what a tier has."""
+
+    mode: PrefetchMode = "timeout"
+    base_ms: float = 500.0
+    per_1024_tokens_ms: float = 100.0
+    cap_ms: float = 5000.0
+
+
 @dataclass(frozen=True, slots=True)
 class L2Settings:
-    """One L2 adapter: its type and the settings of its own."""
+    """One tier of L2: its adapter's type and the settings of that, and how the tier is used."""
 
     type: str
+    name: str
     options: dict[str, Any] = field(default_factory=dict)
+    """What the adapter is made with."""
+    store_policy: StorePolicy = "write_through"
+    selective_uses: int = 2
+    """Uses after which `selective` writes an object."""
+    promote: bool = True
+    """Take over what was loaded from a slower tier."""
+    prefetch: PrefetchSettings = field(default_factory=PrefetchSettings)
+    required: bool = False
+    """Without it the server does not start, and is not ready."""
+    threads: int = 4
+    """Loads at the same time; half as many saves."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,15 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 from engine.histogram import HistogramReport
+from engine.settings import StorePolicy
 
+TierOutcome = Literal["done", "absent", "damaged", "unavailable", "refused", "full", "late", "busy"]
+"""What became of an object's load or save in a tier.
+
+`absent`: it is not there. `damaged`: it was, but not what was stored; it was put aside. `unavailable`: the storage
+failed or is known to. `refused`: the storage does not allow it. `full`: it has no room. `late`: it waited too long.
+`busy`: too much is waiting already.
+"""
 TransferDirection = Literal["store", "retrieve"]
 TransferMode = Literal["lmcache_driven", "engine_driven"]
 WorkerState = Literal["mapping", "ready", "unsupported", "broken"]
@@ -148,6 +156,8 @@ class LookupReport(NamedTuple):
     """Lookups of prompts shorter than a chunk."""
     hit_objects: int
     """Objects found: one for each chunk, shard and layout."""
+    prefetched_chunks: int
+    """Chunks that L2 has added to what L1 had."""
     seconds: HistogramReport
     """How long the engine thread took for each."""
 
@@ -169,12 +179,65 @@ class TransferReport(NamedTuple):
     """From arrival to reply, by what was answered; those for which nothing had to move are among them."""
 
 
+TierState = Literal["opening", "open", "failing", "closed"]
+"""`opening`: its storage was not reached yet. `failing`: it fails; it is asked again from time to time."""
+
+
+class TierReport(NamedTuple):
+    """What the threads of one tier have done; counts are totals since they were started."""
+
+    name: str
+    state: TierState
+    problem: str | None
+    """Why it is not open, or what it cannot do now; None otherwise."""
+    used_objects: int | None
+    used_bytes: int | None
+    """What is stored, of all servers together; None where the storage does not tell."""
+    waiting_loads: int
+    waiting_saves: int
+    """Objects that wait for a thread, or are with one."""
+    found_objects: int
+    absent_objects: int
+    """Objects that lookups asked for and that were there, or not."""
+    loads: tuple[tuple[TierOutcome, int], ...]
+    saves: tuple[tuple[TierOutcome, int], ...]
+    """Objects by what became of them."""
+    loaded_bytes: int
+    saved_bytes: int
+    load_seconds: HistogramReport
+    save_seconds: HistogramReport
+    find_seconds: HistogramReport
+    """How long the storage took for each that it has done."""
+    retries: int
+    """Calls that were made again since the storage had failed."""
+    work: str | None
+    """What an operator has asked for and is under way: `clear`, `rescan`."""
+    work_done: int
+    """Objects that are done with, of that."""
+
+
 @dataclass(frozen=True, slots=True)
 class L2Report:
-    """One L2 adapter."""
+    """One tier of L2."""
 
     type: str
-    is_healthy: bool
+    name: str
+    store_policy: StorePolicy
+    is_required: bool
+    is_paused: bool
+    capacity_bytes: int | None
+    """As configured; None stands for no limit of its own."""
+    loaded_objects: int
+    """Objects that came from here into L1."""
+    dropped_saves: int
+    """Objects not written since too much was waiting."""
+    unsaved_evictions: int
+    """Objects that L1 evicted before they were written back."""
+    tier: TierReport
+
+    @property
+    def is_healthy(self) -> bool:
+        return self.tier.problem is None
 
 
 @dataclass(frozen=True, slots=True)

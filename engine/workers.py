@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from engine.errors import AmbiguousError
 from engine.l1.cache import ALIGNMENT
 from engine.l1.entry import Entry
 from engine.layouts import KVLayout, SlotLayout
@@ -98,6 +99,7 @@ class Workers:
         self._by_id: dict[int, Worker] = {}
         self._fingerprints: dict[Pair, tuple[bytes, ...]] = {}
         self._chunk_bytes: dict[Pair, int] = {}
+        self._object_bytes: dict[Pair, dict[bytes, int]] = {}
         self._reports: tuple[WorkerReport, ...] | None = None
 
     def __iter__(self) -> Iterator[Worker]:
@@ -129,6 +131,7 @@ class Workers:
             else:
                 occupied = -(-worker.layout.object_bytes // ALIGNMENT) * ALIGNMENT
                 layouts.setdefault(worker.pair, {})[worker.layout.fingerprint] = occupied
+        self._object_bytes = layouts
         self._chunk_bytes = {pair: pair[1] * sum(found.values()) for pair, found in layouts.items()}
         self._fingerprints = {pair: tuple(sorted(found)) for pair, found in layouts.items() if pair not in unservable}
 
@@ -142,6 +145,17 @@ class Workers:
     def chunk_bytes(self, pair: Pair) -> int:
         """What a chunk of this model occupies in L1 with all its shards and layouts; 0 if no worker is ready."""
         return self._chunk_bytes.get(pair, 0)
+
+    def only_world_size(self, model_name: str) -> int:
+        """With which a model runs; 1 if it does not. Raises AmbiguousError if there are several."""
+        sizes = sorted({worker.world_size for worker in self if worker.model_name == model_name})
+        if len(sizes) > 1:
+            raise AmbiguousError(f"{model_name!r} runs with world sizes {sizes}; say which with world_size")
+        return sizes[0] if sizes else 1
+
+    def object_bytes(self, pair: Pair) -> dict[bytes, int]:
+        """What an object of this model occupies in L1, by the fingerprint of its layout."""
+        return self._object_bytes.get(pair, {})
 
     def reports(self) -> tuple[WorkerReport, ...]:
         if self._reports is None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Protocol
 
-from engine import EngineStoppedError, QuotaSettings
+from engine import EngineStoppedError, L2Settings, QuotaSettings
 from service import assets
 from service.access import AccessControl
 from service.appliers import Applier, setter
@@ -35,6 +35,9 @@ class Tunable(Protocol):
 
     def configure_quotas(self, quotas: QuotaSettings) -> None:
         """These are the configuration's quotas from now on. Raises EngineError, and they are the old."""
+
+    def configure_tiers(self, tiers: tuple[L2Settings, ...]) -> None:
+        """These are the tiers of L2 from now on. Raises EngineError, and they are the old."""
 
     def set_pin_budget(self, budget: int | None) -> None:
         """Pins may hold so many bytes from now on. Raises EngineError, and the budget is the old."""
@@ -81,6 +84,7 @@ def appliers(
             lambda budget: running().set_pin_budget(budget),
         ),
         setter(("quotas",), lambda each: each.engine.quotas, lambda quotas: running().configure_quotas(quotas)),
+        setter(("l2",), lambda each: each.engine.l2, lambda tiers: running().configure_tiers(tiers)),
         setter(("l1", "size"), lambda each: each.engine.l1_size, lambda size: running().resize_l1(size), is_too_large),
     )
 

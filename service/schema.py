@@ -54,7 +54,7 @@ def is_secret(schema: Schema, path: SettingPath) -> bool:
     """Whether the schema marks a setting, or the nearest thing around it that is marked at all, as `x-secret`."""
     part, secret = schema, bool(schema.get("x-secret"))
     for key in path:
-        part = part.get("items", {}) if isinstance(key, int) else part.get("properties", {}).get(key, {})
+        part = _inner(part, key) or {}
         secret = part.get("x-secret", secret)
     return secret
 
@@ -82,11 +82,20 @@ def nodes(schema: Schema, path: SettingPath) -> Iterator[Schema]:
     """What the schema says on the way to a setting, from its section down, as far as the schema knows the way."""
     node = schema
     for part in path:
-        inner = node.get("items") if isinstance(part, int) else node.get("properties", {}).get(part)
+        inner = _inner(node, part)
         if inner is None:
             return
         yield inner
         node = inner
+
+
+def variant(items: Schema, entry: Mapping[str, Any]) -> Schema:
+    """What the schema of a list's items says beyond that of an entry with the `type` of this one."""
+    for part in items.get("allOf", ()):
+        if part["if"]["properties"]["type"]["const"] == entry.get("type"):
+            then: Schema = part["then"]
+            return then
+    return {"properties": {}}
 
 
 def is_marked(schema: Schema, path: SettingPath, mark: str) -> bool:
@@ -103,6 +112,15 @@ def marked(schema: Schema, mark: str, path: SettingPath = ()) -> Iterator[Settin
         yield from marked(node, mark, (*path, name))
 
 
+def _inner(node: Schema, key: str | int) -> Schema | None:
+    """What the schema says of a part; of one that only entries of some types have, what it says for any of these."""
+    if isinstance(key, int):
+        return node.get("items")
+    variants = (part["then"] for part in node.get("allOf", ()))
+    found = (each.get("properties", {}).get(key) for each in (node, *variants))
+    return next((each for each in found if each is not None), None)
+
+
 def _differences(setting: str, module: str, named: Sequence[str], found: Sequence[str]) -> Iterator[str]:
     for name in sorted(set(named) - set(found)):
         yield f"config/schema.json: {setting} allows {name!r}, but there is no {module.format(name)}"
@@ -113,11 +131,12 @@ def _differences(setting: str, module: str, named: Sequence[str], found: Sequenc
 def _problems(error: ValidationError, schema: Schema, origins: Mapping[SettingPath, Origin]) -> Iterator[Problem]:
     path: SettingPath = tuple(error.absolute_path)
     value: Any = error.instance
-    if error.validator != "additionalProperties":
+    if error.validator not in ("additionalProperties", "unevaluatedProperties"):
         seen = shown(schema, path, value, origins)
         yield Problem(_place(path, origins), _message(error, seen is value), path, seen, has_value=True)
         return
-    known = list(_schema_of(error)["properties"])
+    allowed = _schema_of(error)
+    known = [*allowed["properties"], *variant(allowed, value).get("properties", {})]
     for key in value:
         if key not in known:
             unknown = (*path, key)
@@ -179,6 +198,7 @@ _TYPE_NAMES = {
     "array": "a list",
     "boolean": "true or false",
     "integer": "a whole number",
+    "null": "null",
     "number": "a number",
     "object": "a mapping of keys",
     "string": "text",

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from engine import GIB, MIB, EngineSettings, L2Settings, Liveness, RecordingSettings
+from engine import GIB, MIB, EngineSettings, Liveness, RecordingSettings
 from service.access import Policy, Token
+from service.l2 import check_l2, l2_settings, with_defaults
 from service.problems import DEFAULT, MASK, ConfigError, Origin, Problem, SettingPath
 from service.quotas import check_quotas, quota_settings
 from service.schema import Schema, check, defaults, is_secret, shown
@@ -113,10 +114,12 @@ def load_settings(
     tokens = read_tokens(list(_token_entries(schema, file or "", layers)))
     found = check(schema, layers.values, layers.origins)
     problems = [*source.problems, *found, *_size_problems(schema, layers), *_quota_problems(schema, layers)]
+    problems += _l2_problems(schema, layers)
     problems += _recording_problems(schema, layers)
     if problems or tokens.problems:
         raise ConfigError(_first_of_each([*problems, *tokens.problems]))
     values = _merged(defaults(schema), layers.values)
+    values["l2"] = [with_defaults(schema, entry) for entry in values["l2"]]
     return _build(schema, values, layers.origins, tokens, Path(file or "").parent)
 
 
@@ -179,6 +182,17 @@ def _recording_problems(schema: Schema, layers: _Layers) -> Iterator[Problem]:
 def _quota_problems(schema: Schema, layers: _Layers) -> list[Problem]:
     size = _given(layers.values, "l1", "size")
     l1_size = parse_size(size if _is_size(size) else defaults(schema)["l1"]["size"])
+    return _found(schema, layers, lambda report: check_quotas(_given(layers.values, "quotas"), l1_size, report))
+
+
+def _l2_problems(schema: Schema, layers: _Layers) -> list[Problem]:
+    return _found(schema, layers, lambda report: check_l2(_given(layers.values, "l2"), report))
+
+
+def _found(
+    schema: Schema, layers: _Layers, look: Callable[[Callable[[SettingPath, str], None]], None]
+) -> list[Problem]:
+    """What a look at a part of the values reports, by path and message."""
     problems: list[Problem] = []
 
     def report(path: SettingPath, message: str) -> None:
@@ -186,7 +200,7 @@ def _quota_problems(schema: Schema, layers: _Layers) -> list[Problem]:
         seen = shown(schema, path, value, layers.origins)
         problems.append(Problem(layers.origins[path].place, message, path, seen, has_value=True))
 
-    check_quotas(_given(layers.values, "quotas"), l1_size, report)
+    look(report)
     return problems
 
 
@@ -254,7 +268,7 @@ def _build(
         eviction_policy=l1["eviction_policy"],
         pin_budget=None if l1["pin_budget"] is None else parse_size(l1["pin_budget"]),
         quotas=quota_settings(values["quotas"]),
-        l2=tuple(_adapter(entry) for entry in values["l2"]),
+        l2=tuple(l2_settings(entry, folder) for entry in values["l2"]),
         drain_timeout=server["drain_timeout"],
         advisor_enabled=values["advisor"]["enabled"],
         recording=_recording(values["recording"], folder),
@@ -280,10 +294,6 @@ def _idle(http: HttpSettings) -> Iterator[str]:
     """Settings without an effect."""
     if http.tokens and http.allow_unauthenticated:
         yield "http.allow_unauthenticated has no effect while there are http.tokens: every caller needs one"
-
-
-def _adapter(entry: dict[str, Any]) -> L2Settings:
-    return L2Settings(entry["type"], {name: value for name, value in entry.items() if name != "type"})
 
 
 def _leaves(value: Any, path: SettingPath) -> Iterator[tuple[SettingPath, Any]]:

@@ -62,6 +62,8 @@ class Arena:
             self.bytes: Final = torch.frombuffer(_mapped(self._descriptor, self.length), dtype=torch.uint8)
             """The whole segment, uint8."""
             self._address: Final = self.bytes.data_ptr()
+            self.memory: Final = self.bytes.numpy().data
+            """The same bytes, writable, for those who do not know torch."""
             self._allocate(0, size, progress)
         except BaseException:
             # NOTE: The mapping lives as long as somebody holds the error and with it these frames; the memory must not.

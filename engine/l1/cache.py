@@ -9,7 +9,7 @@ ends. So a slot never changes owner while anybody reads or writes it.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Final, cast, get_args
@@ -50,6 +50,8 @@ class Counters:
     """How often everything was cleared."""
     absent_reads: int = 0
     unready_reads: int = 0
+    unsaved_evictions: Counter[int] = field(default_factory=Counter)
+    """By bit, objects evicted without that bit of `Entry.saved`, of those that `watch_saved` names."""
 
 
 class L1Cache:
@@ -73,9 +75,13 @@ class L1Cache:
         """Entries that are being written or leased, doomed ones included."""
         self._in_use_bytes = 0
         self._leased = 0
+        self._borrowed = 0
+        """Objects that are borrowed and not leased."""
         self._ready = 0
         self._ready_bytes = 0
         self._reserved_bytes = 0
+        self.watch_saved: tuple[int, ...] = ()
+        """Bits of `Entry.saved` whose absence is counted when an object is evicted."""
         self._moves = 0
         """Changes after which some objects may still be ranked by another policy than their partition's present one."""
 
@@ -96,7 +102,7 @@ class L1Cache:
     @property
     def objects_in_use(self) -> tuple[int, int]:
         """How many objects are leased, and how many are being written."""
-        return self._leased, len(self._in_use) - self._leased
+        return self._leased, len(self._in_use) - self._leased - self._borrowed
 
     @property
     def reserved_bytes(self) -> int:
@@ -202,7 +208,10 @@ class L1Cache:
         """Keeps a ready object where it is until `release` was called as often."""
         if not entry.leases:
             _policy_of(entry).hold(entry)
-            self._begin_use(entry)
+            if entry.borrowers:
+                self._borrowed -= 1
+            else:
+                self._begin_use(entry)
             self._leased += 1
         entry.leases += count
 
@@ -210,7 +219,32 @@ class L1Cache:
         entry.leases -= count
         if not entry.leases:
             self._leased -= 1
-            self._end_use(entry)
+            if not entry.borrowers:
+                self._end_use(entry)
+                return
+            self._borrowed += 1
+            if entry.visible:
+                _policy_of(entry).unhold(entry)
+
+    def borrow(self, entry: Entry) -> None:
+        """Keeps the slot of a ready object as it is until `give_back` was called as often.
+
+        Unlike a lease it leaves the object where it is ranked. When its turn comes, others go instead.
+        """
+        entry.borrowers += 1
+        if entry.borrowers == 1 and not entry.leases:
+            self._borrowed += 1
+            self._begin_use(entry)
+
+    def give_back(self, entry: Entry) -> None:
+        entry.borrowers -= 1
+        if entry.borrowers or entry.leases:
+            return
+        self._borrowed -= 1
+        self._in_use.discard(entry)
+        self._in_use_bytes -= entry.size
+        if not entry.visible:
+            self._free(entry)
 
     def use(self, entries: Sequence[Entry], now: float) -> None:
         """A request asks for these objects of one salt, last chunk first; told once a request."""
@@ -223,6 +257,24 @@ class L1Cache:
             for entry in entries:
                 self._move_to_present_policy(entry)
         _policy_of(entries[0]).hit(entries)
+
+    def coldest(self, part: int) -> list[Entry]:
+        """What would be evicted next: a `part`-th of the bytes of each partition, as far as it is not in use."""
+        found: list[Entry] = []
+        for partition in self._partitions:
+            left = partition.used // part
+            for entry in partition.victims():
+                if left <= 0:
+                    break
+                left -= entry.size
+                if entry not in self._in_use:
+                    found.append(entry)
+        return found
+
+    def drop(self, entry: Entry) -> None:
+        """Evicts an object that nobody uses."""
+        if entry.visible and entry not in self._in_use:
+            self._evict(entry)
 
     def touch(self, keys: Iterable[bytes]) -> None:
         """A request whose `use` was told goes on with these objects of one salt, last chunk first."""
@@ -350,7 +402,7 @@ class L1Cache:
         # NOTE: A copy, since the partition of a tenant that loses everything may end.
         for partition in [*self._partitions]:
             while partition.missing(0) and len(evicted) < count:
-                victim = next(partition.victims(), None)
+                victim = next(self._free_to_go(partition.victims()), None)
                 if victim is None:
                     break
                 self._evict(victim)
@@ -425,6 +477,9 @@ class L1Cache:
             _policy_of(entry).evict(entry)
             self.counters.evicted_objects += 1
             self.counters.evicted_bytes += entry.size
+            for bit in self.watch_saved:
+                if not entry.saved & bit:
+                    self.counters.unsaved_evictions[bit] += 1
         else:
             _policy_of(entry).remove(entry)
         self._depart(entry, "evicted")
@@ -440,18 +495,24 @@ class L1Cache:
         condemned = self._over_limit(partition, size) if partition.quota.limit is not None else ()
         if self._allocator.fits(size):
             return condemned
-        victims, allowance = self._partitions.victims(partition), partial(self._allowance, partition)
+        victims = self._free_to_go(self._partitions.victims(partition))
+        allowance = partial(self._allowance, partition)
         found = self._rooms.find(size, condemned, victims, allowance, self._in_use)
         if not found:
             enough = self.capacity - self._in_use_bytes - self._partitions.protected(partition) >= size
             raise NoSpaceError("fragmented" if enough else "in_use")
         return found
 
+    def _free_to_go(self, victims: Iterator[Entry]) -> Iterator[Entry]:
+        """Without those that are borrowed."""
+        # PERF: Mostly nothing is, and then nothing has to be looked at.
+        return (victim for victim in victims if not victim.borrowers) if self._borrowed else victims
+
     def _over_limit(self, partition: Partition, size: int) -> dict[Entry, None]:
         """Objects of the partition that have to go so that another `size` bytes are within its limit."""
         missing = partition.missing(size)
         condemned: dict[Entry, None] = {}
-        for victim in partition.victims() if missing > 0 else ():
+        for victim in self._free_to_go(partition.victims()) if missing > 0 else ():
             if missing <= 0:
                 break
             condemned[victim] = None

@@ -11,7 +11,19 @@ from engine.l1.policies.base import Ranked
 class Entry(Ranked):
     """Only `L1Cache` changes it, and the policy what is the policy's."""
 
-    __slots__ = ("epoch", "leases", "namespace", "offset", "ready", "since", "used", "visible")
+    __slots__ = (
+        "borrowers",
+        "epoch",
+        "leases",
+        "namespace",
+        "offset",
+        "ready",
+        "saved",
+        "since",
+        "used",
+        "uses",
+        "visible",
+    )
 
     key: bytes
 
@@ -26,7 +38,13 @@ class Entry(Ranked):
         """The cache's, when the slot was reserved."""
         self.used = since
         """When it was stored or used last; kept while there are several partitions."""
+        self.saved = 0
+        """A bit for each tier of L2 that has it, as far as is known."""
+        self.uses = 0
+        """By requests; counted while a tier wants to know."""
         self.leases = 0
+        self.borrowers = 0
+        """How many need its slot as it is, without keeping it from being ranked."""
         self.ready = False
         """Completely written."""
         self.visible = True

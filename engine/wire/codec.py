@@ -55,7 +55,7 @@ _untyped = msgspec.msgpack.Decoder()
 
 def encode_value(value: object) -> bytes:
     """A reply's value frame."""
-    return _encoder.encode(value)
+    return _encoder.encode(None if value is m.PENDING else value)
 
 
 def _typed(kind: type[_T]) -> Argument:

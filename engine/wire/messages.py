@@ -6,11 +6,19 @@ are used: a registration that cannot be understood must still be answered, and r
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, Final
 
 import msgspec
 
 NIL = msgspec.Raw(b"\xc0")
+
+
+class Pending:
+    """Type of `PENDING`."""
+
+
+PENDING: Final = Pending()
+"""The value nil: there is no result yet, ask again."""
 
 
 class Key(msgspec.Struct, frozen=True):

@@ -27,8 +27,8 @@ def test_one_that_there_is_not_is_refused_with_those_that_there_are(name: str) -
         policy_maker(name)
 
 
-def test_there_is_no_adapter_yet() -> None:
-    assert l2_types() == ()
+def test_the_l2_adapters_are_those_of_the_folder() -> None:
+    assert {"filesystem", "memory"} <= {*l2_types()}
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ import zmq
 from engine import AmbiguousError, Cleared, EngineStoppedError
 from engine.commands import AwaitJob, ClearAll, Selection, Shrink, StartClear
 from engine.core import Engine
+from engine.discovery import make_l2_adapter
 from engine.events import (
     CommandAsked,
     CommandDone,
@@ -32,6 +33,7 @@ from engine.events import (
     UnmapEnded,
     Warn,
 )
+from engine.l2.group import TierGroup
 from engine.loop import EngineLoop, Mailbox
 from engine.wire import messages as m
 from engine.wire.router import Router
@@ -83,7 +85,15 @@ class Bench:
         self.mailbox = Mailbox()
         self.router = Router(context, "127.0.0.1", 0, self.warnings.append)
         self.client = Client(context, self.router.endpoint)
-        self.loop = EngineLoop(self.engine, self.router, self.mailbox, self.transfers, self.clock)  # type: ignore[arg-type]
+        self.tiers = TierGroup(make_l2_adapter, memoryview(bytearray()), self.mailbox.post, self.clock)
+        self.loop = EngineLoop(
+            self.engine,  # type: ignore[arg-type]
+            self.router,
+            self.mailbox,
+            self.transfers,  # type: ignore[arg-type]
+            self.tiers,
+            self.clock,
+        )
 
     def arrive(self, *messages: m.Message) -> None:
         """Requests that have arrived, and wait."""

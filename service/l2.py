@@ -1,0 +1,76 @@
+"""The tiers of L2 in the configuration: defaults by type, what the schema cannot say of them, and their settings."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final
+
+from engine import L2Settings, PrefetchSettings
+from service.problems import SettingPath
+from service.schema import Schema, defaults, variant
+from service.sizes import parse_size
+
+_OF_THE_TIER: Final = (
+    "type",
+    "name",
+    "store_policy",
+    "selective_uses",
+    "promote",
+    "prefetch",
+    "required",
+    "threads",
+)
+_SIZES: Final = ("capacity", "keep_free", "segment", "local_buffer")
+"""Settings of adapters that are written with a unit."""
+_PATHS: Final = ("path",)
+"""Settings of adapters that are relative to the folder of the configuration."""
+
+Report = Callable[[SettingPath, str], None]
+
+
+def with_defaults(schema: Schema, entry: dict[str, Any]) -> dict[str, Any]:
+    """An entry of `l2` that the schema allows, with every setting that its type has."""
+    items = schema["properties"]["l2"]["items"]
+    common = {name: part for name, part in items["properties"].items() if name not in ("type", "prefetch")}
+    own = variant(items, entry)["properties"]
+    filled = {name: part["default"] for name, part in {**common, **own}.items() if "default" in part}
+    prefetch = {**defaults(items["properties"]["prefetch"]), **entry.get("prefetch", {})}
+    return {"type": entry["type"], **filled, **entry, "prefetch": prefetch, "name": entry.get("name") or entry["type"]}
+
+
+def check_l2(entries: Any, report: Report) -> None:
+    """What the schema cannot say: that names are given once. `report` is told the path and what is wrong there."""
+    names: dict[str, int] = {}
+    for index, entry in enumerate(entries if isinstance(entries, list) else []):
+        name = (entry.get("name") or entry.get("type")) if isinstance(entry, dict) else None
+        if not isinstance(name, str):
+            continue
+        if name in names:
+            key = "name" if entry.get("name") else "type"
+            report(("l2", index, key), f"l2[{names[name]}] is called {name!r} too; give each a name of its own")
+        names.setdefault(name, index)
+
+
+def l2_settings(entry: dict[str, Any], folder: Path) -> L2Settings:
+    """Of an entry with defaults; `folder` is where the configuration stands."""
+    options = {name: _option(name, value, folder) for name, value in entry.items() if name not in _OF_THE_TIER}
+    if options.get("capacity") is None and entry["type"] not in ("filesystem", "memory"):
+        options.pop("capacity", None)
+    return L2Settings(
+        type=entry["type"],
+        name=entry["name"],
+        options=options,
+        store_policy=entry["store_policy"],
+        selective_uses=entry["selective_uses"],
+        promote=entry["promote"],
+        prefetch=PrefetchSettings(**entry["prefetch"]),
+        required=entry["required"],
+        threads=entry["threads"],
+    )
+
+
+def _option(name: str, value: Any, folder: Path) -> Any:
+    if name in _SIZES and value is not None:
+        return parse_size(value)
+    return str(folder / value) if name in _PATHS else value
