@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import select
 from collections.abc import Callable, Iterator
+from math import inf
 from concurrent.futures import Future
 from typing import Any
 
@@ -49,6 +50,7 @@ class FakeEngine:
     def __init__(self) -> None:
         self.events: list[Event] = []
         self.wants: Callable[[Event], list[Effect]] = lambda event: []
+        self.due = inf
 
     def handle(self, event: Event) -> list[Effect]:
         self.events.append(event)
