@@ -1,0 +1,213 @@
+"""A folder of objects: where each lies, what a look at a part of it finds, and which files nobody writes any more.
+
+    FOLDER/account                      see `folder_account.py`
+    FOLDER/e/f/NAME                     an object whose name ends with "ef"
+    FOLDER/e/f/NAME.ROOM.UNIQUE.tmp     one that is being written, with ROOM bytes reserved for it (in hex)
+
+The two levels are shards, 256 in all. Names are sharded by their ends, since they begin alike. Whoever writes a
+temporary file holds a lock on it (flock), which ends with its process, however that ends. Other files are nobody's
+business here.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from stat import S_ISREG
+from typing import Final, NamedTuple
+
+SHARDS: Final = 256
+_BLOCK: Final = 4096
+_OBJECT: Final = re.compile(r"[a-z0-9_-]{1,128}")
+_TEMPORARY: Final = re.compile(rf"(?P<name>{_OBJECT.pattern})\.(?P<room>[0-9a-f]{{1,16}})\.[0-9a-f]{{16}}\.tmp")
+
+
+class Found(NamedTuple):
+    """An object, as a look has found it."""
+
+    name: str
+    size: int
+    stamp: int
+    """When it was written or last used: nanoseconds of the file's time of modification."""
+
+
+class Temporary(NamedTuple):
+    """A file in writing, as a look has found it."""
+
+    path: str
+    room: int
+    """Bytes reserved for it."""
+
+
+class Look(NamedTuple):
+    objects: list[Found]
+    temporaries: list[Temporary]
+
+
+@dataclass(slots=True)
+class Count:
+    """What is in a shard. All bytes are those of whole blocks."""
+
+    objects: int = 0
+    bytes: int = 0
+    """Of the objects."""
+    reserved: int = 0
+    """For what is being written."""
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """An object that this process is writing."""
+
+    name: str
+    shard: int
+    path: str
+    room: int
+    descriptor: int
+    """Of the locked file."""
+
+
+def occupied(size: int) -> int:
+    """Bytes that an object counts for; one without any counts too, since its file is there."""
+    return max(1, -(-size // _BLOCK)) * _BLOCK
+
+
+def shard_of(name: str) -> int:
+    return _digit(name[-2:-1]) << 4 | _digit(name[-1])
+
+
+class Folder:
+    """The paths in one folder. Keeps nothing open. Every method raises OSError, and may be called from any thread."""
+
+    def __init__(self, path: str) -> None:
+        self.path: Final = path
+
+    def object_path(self, name: str) -> str:
+        return f"{self.shard_path(shard_of(name))}/{name}"
+
+    def shard_path(self, shard: int) -> str:
+        return f"{self.path}/{shard >> 4:x}/{shard & 15:x}"
+
+    def look(self, shard: int) -> Look:
+        """What is in the shard, where others may write meanwhile; nothing if it is not there."""
+        look = Look([], [])
+        with suppress(FileNotFoundError, NotADirectoryError), os.scandir(self.shard_path(shard)) as entries:
+            for entry in entries:
+                with suppress(FileNotFoundError):
+                    _sort_in(entry, shard, look)
+        return look
+
+    def count(self, shard: int) -> Count:
+        """Counts a shard, and removes what nobody writes any more. The account has to be locked."""
+        look = self.look(shard)
+        reserved = sum(temporary.room for temporary in look.temporaries if not _remove_if_left(temporary.path))
+        return Count(len(look.objects), sum(occupied(found.size) for found in look.objects), reserved)
+
+    def begin(self, name: str, room: int, sync: bool) -> Draft:
+        """Makes the file of a new object. The account has to be locked, so that nobody takes it for left before it is
+        locked itself. `sync` makes folders survive a loss of power, if there have to be new ones."""
+        shard = shard_of(name)
+        path = f"{self.object_path(name)}.{room:x}.{os.urandom(8).hex()}.tmp"
+        try:
+            descriptor = _create(path)
+        except FileNotFoundError:
+            self._make_shard(shard, sync)
+            descriptor = _create(path)
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return Draft(name, shard, path, room, descriptor)
+
+    def sync(self, shard: int) -> None:
+        """Makes the names in the shard survive a loss of power."""
+        _sync(self.shard_path(shard))
+
+    def free(self) -> int:
+        """Bytes that are free in the file system, for others than root."""
+        room = os.statvfs(self.path)
+        return room.f_bavail * room.f_frsize
+
+    def _make_shard(self, shard: int, sync: bool) -> None:
+        path = Path(self.shard_path(shard))
+        make_folder(path)
+        if sync:
+            for parent in (path.parent, path.parent.parent):
+                _sync(str(parent))
+
+
+@contextmanager
+def held(path: str) -> Iterator[os.stat_result | None]:
+    """What the file at the path is, or None if there is no regular one.
+
+    PERF: Inside, the file may be removed or replaced without the wait until the file system has freed its blocks.
+    """
+    try:
+        descriptor = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except (FileNotFoundError, NotADirectoryError):
+        yield None
+        return
+    try:
+        status = os.fstat(descriptor)
+        yield status if S_ISREG(status.st_mode) else None
+    finally:
+        os.close(descriptor)
+
+
+def make_folder(path: Path) -> None:
+    """With those above it that are missing. Nobody else may look inside: what was asked and answered lies in there."""
+    if not path.parent.exists():
+        make_folder(path.parent)
+    path.mkdir(mode=0o700, exist_ok=True)
+
+
+def _digit(character: str) -> int:
+    """Of a hex number; of other characters something between 0 and 15 as well, and 0 of none."""
+    if not character:
+        return 0
+    return int(character, 16) if character in "0123456789abcdef" else ord(character) % 16
+
+
+def _sort_in(entry: os.DirEntry[str], shard: int, look: Look) -> None:
+    """Adds what lies in its place to the look. Raises FileNotFoundError if it is gone."""
+    if _OBJECT.fullmatch(entry.name) and shard_of(entry.name) == shard:
+        status = entry.stat(follow_symlinks=False)
+        if S_ISREG(status.st_mode):
+            look.objects.append(Found(entry.name, status.st_size, status.st_mtime_ns))
+    elif match := _TEMPORARY.fullmatch(entry.name):
+        look.temporaries.append(Temporary(entry.path, int(match["room"], 16)))
+
+
+def _create(path: str) -> int:
+    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+
+
+def _remove_if_left(path: str) -> bool:
+    """Whether the file is gone, at the latest now. What cannot be opened belongs to another user, and stays.
+
+    NOTE: For writing, since network file systems give the lock to nobody else.
+    """
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return True
+    except OSError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.unlink(path)  # noqa: PTH108
+    except OSError:
+        return False
+    finally:
+        os.close(descriptor)
+    return True
+
+
+def _sync(path: str) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,85 @@
+"""Files written from and read into several buffers at once, past the page cache if the file system does that."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+from collections.abc import Callable, Sequence
+from ctypes import addressof, c_char
+from typing import Final
+
+_PAGE: Final = 4096
+_MOST_BUFFERS: Final = 1024
+"""Of one call."""
+
+
+def size_of(buffers: Sequence[memoryview]) -> int:
+    return sum(len(buffer) for buffer in buffers)
+
+
+def are_pages(buffers: Sequence[memoryview]) -> bool:
+    """Whether all begin and end with a page, as direct I/O wants it. Read-only buffers do not tell where they are."""
+    return all(_is_pages(buffer) for buffer in buffers if len(buffer))
+
+
+def make_direct(descriptor: int) -> None:
+    """Lets the file's bytes go past the page cache, unless the file system cannot."""
+    try:
+        fcntl.fcntl(descriptor, fcntl.F_SETFL, _flags(descriptor) | os.O_DIRECT)
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+
+
+def write_all(descriptor: int, buffers: Sequence[memoryview]) -> None:
+    """Writes the buffers, one behind the other, from the start of the file. Raises OSError."""
+    rest, offset = _filled(buffers), 0
+    while rest:
+        written = _call(os.pwritev, descriptor, rest, offset)
+        if not written:
+            raise OSError(errno.EIO, "the file takes no more bytes")
+        rest, offset = _behind(rest, written), offset + written
+
+
+def read_all(descriptor: int, buffers: Sequence[memoryview]) -> int:
+    """Fills the buffers from the start of the file, and returns how many bytes there were. Raises OSError."""
+    rest, offset = _filled(buffers), 0
+    while rest and (read := _call(os.preadv, descriptor, rest, offset)):
+        rest, offset = _behind(rest, read), offset + read
+    return offset
+
+
+def _is_pages(buffer: memoryview) -> bool:
+    return len(buffer) % _PAGE == 0 and not buffer.readonly and addressof(c_char.from_buffer(buffer)) % _PAGE == 0
+
+
+def _call(
+    function: Callable[[int, Sequence[memoryview], int], int], descriptor: int, buffers: list[memoryview], offset: int
+) -> int:
+    """Does without direct I/O if it is refused after all: file systems differ in what they can."""
+    try:
+        return function(descriptor, buffers[:_MOST_BUFFERS], offset)
+    except OSError as error:
+        flags = _flags(descriptor)
+        if error.errno != errno.EINVAL or not flags & os.O_DIRECT:
+            raise
+        fcntl.fcntl(descriptor, fcntl.F_SETFL, flags & ~os.O_DIRECT)
+        return function(descriptor, buffers[:_MOST_BUFFERS], offset)
+
+
+def _flags(descriptor: int) -> int:
+    return fcntl.fcntl(descriptor, fcntl.F_GETFL)
+
+
+def _filled(buffers: Sequence[memoryview]) -> list[memoryview]:
+    return [buffer for buffer in buffers if len(buffer)]
+
+
+def _behind(buffers: list[memoryview], size: int) -> list[memoryview]:
+    """What is left of the buffers behind their first `size` bytes."""
+    for index, buffer in enumerate(buffers):
+        if size < len(buffer):
+            return [buffer[size:], *buffers[index + 1 :]]
+        size -= len(buffer)
+    return []

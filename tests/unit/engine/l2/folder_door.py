@@ -1,0 +1,58 @@
+"""The folder behind the filesystem adapter, walked by other means than the adapter's."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tests.unit.engine.l2.adapter_suite import BackDoor
+
+BLOCK = 4096
+
+
+class FolderDoor(BackDoor):
+    """Every object is FOLDER/e/f/NAME, where "ef" are the last two characters of the name, or what stands for them."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def put(self, name: str, content: bytes) -> None:
+        path = self.path(name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = self.folder / "unfinished"
+        unfinished.write_bytes(content)
+        unfinished.rename(path)
+
+    def get(self, name: str) -> bytes | None:
+        path = self.path(name)
+        return path.read_bytes() if path.exists() else None
+
+    def names(self) -> set[str]:
+        return {path.name for path in self.files() if "." not in path.name}
+
+    def files(self) -> list[Path]:
+        """All files in the shards, whatever they are."""
+        return [path for path in self.folder.glob("?/?/*") if path.is_file()]
+
+    def leftovers(self) -> list[Path]:
+        """Files in the shards that are no objects."""
+        return [path for path in self.files() if "." in path.name]
+
+    def occupied(self) -> int:
+        """Bytes of the blocks of all files in the shards."""
+        return sum(-(-max(1, self._size(path)) // BLOCK) * BLOCK for path in self.files())
+
+    def path(self, name: str) -> Path:
+        high, low = (self._digit(character) for character in name.rjust(2, "0")[-2:])
+        return self.folder / high / low / name
+
+    @staticmethod
+    def _digit(character: str) -> str:
+        return character if character in "0123456789abcdef" else f"{ord(character) % 16:x}"
+
+    @staticmethod
+    def _size(path: Path) -> int:
+        """Of a file that may go at any time."""
+        try:
+            return path.stat().st_size
+        except FileNotFoundError:
+            return 0
