@@ -23,8 +23,11 @@ _OF_THE_TIER: Final = (
 )
 _SIZES: Final = ("capacity", "keep_free", "segment", "local_buffer")
 """Settings of adapters that are written with a unit."""
-_PATHS: Final = ("path",)
+_PATHS: Final = ("path", "tls_ca")
 """Settings of adapters that are relative to the folder of the configuration."""
+
+_BOUNDED: Final = ("filesystem", "memory")
+"""Types that keep to a capacity; with the others their own servers say how much they hold."""
 
 Report = Callable[[SettingPath, str], None]
 
@@ -40,7 +43,8 @@ def with_defaults(schema: Schema, entry: dict[str, Any]) -> dict[str, Any]:
 
 
 def check_l2(entries: Any, report: Report) -> None:
-    """What the schema cannot say: that names are given once. `report` is told the path and what is wrong there."""
+    """What the schema cannot say, with the path and what is wrong there: names are given once, and a Valkey has one
+    address."""
     names: dict[str, int] = {}
     for index, entry in enumerate(entries if isinstance(entries, list) else []):
         name = (entry.get("name") or entry.get("type")) if isinstance(entry, dict) else None
@@ -50,13 +54,15 @@ def check_l2(entries: Any, report: Report) -> None:
             key = "name" if entry.get("name") else "type"
             report(("l2", index, key), f"l2[{names[name]}] is called {name!r} too; give each a name of its own")
         names.setdefault(name, index)
+        if entry.get("type") == "valkey" and bool(entry.get("url")) == bool(entry.get("nodes")):
+            report(("l2", index, "type"), "needs either url, for a single server, or nodes, for a cluster")
 
 
 def l2_settings(entry: dict[str, Any], folder: Path) -> L2Settings:
     """Of an entry with defaults; `folder` is where the configuration stands."""
     options = {name: _option(name, value, folder) for name, value in entry.items() if name not in _OF_THE_TIER}
-    if options.get("capacity") is None and entry["type"] not in ("filesystem", "memory"):
-        options.pop("capacity", None)
+    if entry["type"] not in _BOUNDED:
+        del options["capacity"]
     return L2Settings(
         type=entry["type"],
         name=entry["name"],
@@ -73,4 +79,4 @@ def l2_settings(entry: dict[str, Any], folder: Path) -> L2Settings:
 def _option(name: str, value: Any, folder: Path) -> Any:
     if name in _SIZES and value is not None:
         return parse_size(value)
-    return str(folder / value) if name in _PATHS else value
+    return str(folder / value) if name in _PATHS and value is not None else value
