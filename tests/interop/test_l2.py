@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -29,17 +30,10 @@ def storage(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 @pytest.fixture
 def start(storage: Storage, tmp_path: Path) -> Iterator[Start]:
     """Starts servers that have this storage as their only tier."""
-    servers: list[Server] = []
-
-    def started() -> Server:
-        file = tmp_path / "kvkeep.yaml"
-        file.write_text(storage.config(name="far", prefetch={"mode": "wait"}, required=True))
-        servers.append(Server("--chunk-size", str(CHUNK), "--config", str(file)).start())
-        return servers[-1]
-
-    yield started
-    for server in servers:
-        server.stop()
+    file = tmp_path / "kvkeep.yaml"
+    file.write_text(storage.config(name="far", prefetch={"mode": "wait"}, required=True))
+    with ExitStack() as servers:
+        yield lambda: servers.enter_context(Server("--chunk-size", str(CHUNK), "--config", str(file)))
 
 
 def saved(server: Server, objects: int) -> None:
@@ -47,7 +41,7 @@ def saved(server: Server, objects: int) -> None:
     until(lambda: _tier(server)["saved_objects"] >= objects, f"{objects} objects saved")
 
 
-def loads_back(engine: Engine, model_tokens: list[int], stored: list[bytes], first: int = 40) -> bool:
+def loads_back(engine: Engine, model_tokens: list[int], stored: list[bytes], first: int = 2) -> bool:
     """Whether all of a prompt is a hit, and its bytes are those that were stored."""
     request = fresh("request")
     if engine.scheduler.lookup(request, model_tokens) != CHUNKS * CHUNK:
