@@ -180,6 +180,7 @@ class Engine:
             active_sessions=len(self._sessions),
             active_prefetch_jobs=self._prefetches.running,
             running_transfers=self._copies.running,
+            running_saves=self._saves.left,
             skipped_stores=self._copies.skipped_stores,
             failed_requests=self._refused_requests + failed_requests,
             dropped_messages=dropped_messages,
@@ -273,7 +274,7 @@ class Engine:
 
     def _drain(self, event: CommandAsked, _: Drain) -> list[Effect]:
         self._handlers |= self._draining_handlers()
-        return [CommandDone(event.ticket, None)]
+        return [*self._saves.flush(), CommandDone(event.ticket, None)]
 
     def _configure_tiers(self, event: CommandAsked, command: ConfigureTiers) -> list[Effect]:
         self._tiers.configure(command.tiers)

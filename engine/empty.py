@@ -18,6 +18,7 @@ EMPTY_REPORT: Final = StatusReport(
     active_sessions=0,
     active_prefetch_jobs=0,
     running_transfers=0,
+    running_saves=0,
     skipped_stores=0,
     failed_requests=0,
     dropped_messages=0,

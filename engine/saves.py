@@ -47,11 +47,13 @@ class Saves:
         self._saving: Counter[Entry] = Counter()
         self._stored_bytes = 0
         """Since `write_back` looked last."""
+        self._left: list[tuple[Entry, Tier]] = []
+        """What `flush` has still to save, the most valuable last."""
 
     @property
-    def running(self) -> int:
-        """Objects that are being saved."""
-        return len(self._running)
+    def left(self) -> int:
+        """Objects that are being saved, or will be before the server ends."""
+        return len(self._running) + len(self._left)
 
     def configured(self) -> None:
         """The tiers are others than before."""
@@ -110,6 +112,13 @@ class Saves:
                     effects += self._save(entry, tier)
         return effects
 
+    def flush(self) -> list[Effect]:
+        """The server is about to end: `write_back` saves all that it has not saved, the most valuable first."""
+        backs = [tier for tier in self._tiers.in_use if tier.settings.store_policy == "write_back"]
+        coldest = self._cache.coldest(1) if backs else []
+        self._left = [(entry, tier) for entry in coldest for tier in backs if entry.ready]
+        return self._flush_more()
+
     def saved(self, event: Saved) -> list[Effect]:
         """A save has ended, well or not."""
         save = self._running.pop(event.ticket)
@@ -126,7 +135,19 @@ class Saves:
             del self._saving[entry]
             if event.outcome == "done" and tier.settings.store_policy == "skip_l1":
                 self._cache.drop(entry)
-        return []
+        return self._flush_more()
+
+    def _flush_more(self) -> list[Effect]:
+        """As much as may be under way at the same time."""
+        effects: list[Effect] = []
+        while self._left:
+            entry, tier = self._left[-1]
+            if self._objects[tier] and not self._fits(entry, tier):
+                break
+            self._left.pop()
+            if entry.visible:
+                effects += self._save(entry, tier)
+        return effects
 
     def _fits(self, entry: Entry, tier: Tier) -> bool:
         most = self._cache.capacity // _MOST_BYTES

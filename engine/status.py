@@ -262,6 +262,8 @@ class StatusReport:
     active_sessions: int
     active_prefetch_jobs: int
     running_transfers: int
+    running_saves: int
+    """Objects that are being written to L2; while the server drains, also those that will be."""
     skipped_stores: int
     """Stores of unsupported workers, and stores while the server drains: answered as done, and nothing was stored."""
     failed_requests: int

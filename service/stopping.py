@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import Callable
 
-from engine import EngineError, EngineStuckError, Runtime
+from engine import EngineError, EngineStuckError, Runtime, StatusReport
 
 _POLL_SECONDS = 0.02
 _COMMAND_SECONDS = 1.0
@@ -15,16 +15,24 @@ log = logging.getLogger("kvkeep")
 
 
 def drain(engine: Runtime, timeout: float, is_hurried: Callable[[], bool]) -> None:
-    """Returns when no transfer runs, the time is over, or somebody is in a hurry. Never raises."""
+    """Returns when nothing is under way any more, the time is over, or somebody is in a hurry. Never raises."""
     deadline = time.monotonic() + timeout
     try:
         engine.drain(_COMMAND_SECONDS)
-        while (running := engine.status().running_transfers) and time.monotonic() < deadline and not is_hurried():
+        while _is_busy(report := engine.status()) and time.monotonic() < deadline and not is_hurried():
             time.sleep(_POLL_SECONDS)
     except EngineError as error:
         log.warning("not drained: %s", error)
     else:
-        log.info("drained, %d transfers still run", running)
+        log.info(
+            "drained, %d transfers still run, %d objects are still to be saved to L2",
+            report.running_transfers,
+            report.running_saves,
+        )
+
+
+def _is_busy(report: StatusReport) -> bool:
+    return bool(report.running_transfers or report.running_saves)
 
 
 def stop(engine: Runtime) -> bool:

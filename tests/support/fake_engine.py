@@ -195,6 +195,7 @@ HEALTHY = StatusReport(
     active_sessions=5,
     active_prefetch_jobs=1,
     running_transfers=2,
+    running_saves=0,
     skipped_stores=12,
     failed_requests=9,
     dropped_messages=10,
