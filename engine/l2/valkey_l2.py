@@ -8,6 +8,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from typing import Any, Final, TypeVar
+from urllib.parse import urlsplit
 
 from valkey.connection import SSLConnection, parse_url
 
@@ -43,20 +44,19 @@ class Adapter(L2Adapter):
         timeout: float = 5.0,
     ) -> None:
         """Either `url` names a single server (`valkey://`, `valkeys://` with TLS, or the same of Redis, with user,
-        password and database), or `nodes` are some of a cluster, as `HOST:PORT`.
+        password and database), or `nodes` are some of a cluster, as `HOST[:PORT]`.
 
         `tls_ca` is a file of the certificates to trust, and means TLS. `ttl` is how many seconds an object lives after
-        it was written, for good if None. `timeout` is the seconds that a call may take. Raises ValueError if the port
-        is no port.
+        it was written, for good if None; reading it does not prolong that. `timeout` is the seconds that a call may
+        take, and in a scan each piece. Raises ValueError if an address cannot be read.
         """
         seeds, settings = _cluster_nodes(nodes) if nodes else _single_server(url or "")
         own = {"username": username, "password": password}
         settings.update((key, value) for key, value in own.items() if value is not None)
         if tls or tls_ca is not None or settings.get("connection_class") is SSLConnection:
             settings |= {"connection_class": SSLConnection, "ssl_ca_certs": tls_ca, "ssl_check_hostname": True}
-        # NOTE: The name lets operators find us among the clients. It is also a command after which a server that
-        # wants a password says so, while nothing else is lost.
-        settings |= {"lib_name": "kvkeep", "lib_version": None}
+        # The name lets operators find us among the clients.
+        settings |= {"lib_name": "kvkeep", "lib_version": None, "socket_keepalive": True}
         self._servers: Final = Servers(seeds, bool(nodes), settings, timeout)
         self._timeout: Final = timeout
         self._ttl: Final = ttl
@@ -127,7 +127,7 @@ class Adapter(L2Adapter):
     def _each(self, command: bytes, keys: Sequence[bytes]) -> list[Any]:
         """The answers to a command with each of the keys, after one round trip to all servers at a time.
 
-        That to a key which has something else than a string may be an RefusedError. Raises L2Error.
+        That to a key which has something else than a string may be a RefusedError. Raises L2Error.
         """
         deadline = self._deadline()
         answers: list[Any] = [None] * len(keys)
@@ -203,8 +203,8 @@ def _single_server(url: str) -> tuple[list[Address], dict[str, Any]]:
 
 
 def _cluster_nodes(nodes: Sequence[str]) -> tuple[list[Address], dict[str, Any]]:
-    parts = [node.rpartition(":") for node in nodes]
-    return [Address(host, int(port)) for host, _, port in parts], {}
+    parts = [urlsplit(f"//{node}") for node in nodes]
+    return [Address(part.hostname or "localhost", part.port or _PORT) for part in parts], {}
 
 
 def _commands(command: bytes, key: bytes, route: Route) -> list[tuple[bytes, ...]]:

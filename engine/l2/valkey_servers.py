@@ -69,8 +69,13 @@ class Servers:
         if self._cluster:
             self._read_topology(deadline)
             return
-        with self.exchange(self._seeds[0], deadline):
-            pass
+        [address] = self._seeds
+        with self.exchange(address, deadline) as exchange, self.failures(address):
+            exchange.send([(b"PING",)])
+            [answer] = exchange.receive(1)
+        # A user who may not ask for it is one who is let in.
+        if isinstance(answer, RefusedError) and answer.code != "NOPERM":
+            raise self.refusal(answer, address)
 
     def close(self) -> None:
         for pool in self._pools.values():
@@ -126,7 +131,7 @@ class Servers:
         """Turns what fails on a connection to the server into L2Error."""
         try:
             yield
-        except (OSError, LibvalkeyError, exceptions.ValkeyError) as error:
+        except (OSError, UnicodeError, LibvalkeyError, exceptions.ValkeyError) as error:
             self._outdated, self._failed = True, address
             raise _failure(address, error) from None
 
@@ -162,13 +167,13 @@ class Servers:
                 self._owners = _owners(address, self._settings, left / (len(candidates) - position))
                 self._outdated = False
                 return
-            except exceptions.ValkeyClusterException as error:
+            except (OSError, exceptions.ValkeyClusterException) as error:
                 problem = _failure(address, error.__cause__ or error)
         raise problem
 
 
 def _owners(address: Address, settings: Mapping[str, Any], limit: float) -> list[Address | None]:
-    """The primary server of each slot, as one of the cluster tells. Raises ValkeyClusterException."""
+    """The primary server of each slot, as one of the cluster tells. Raises OSError and ValkeyClusterException."""
     node = ClusterNode(*address)  # type: ignore[no-untyped-call]
     limits = {"socket_timeout": limit, "socket_connect_timeout": limit}
     try:
