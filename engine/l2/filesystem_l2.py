@@ -89,7 +89,7 @@ class Adapter(L2Adapter):
             for shard in range(SHARDS):
                 self._account.recount(shard, self._deadline())
             with self._account.locked(self._deadline()) as ledger:
-                surplus = self._surplus(ledger, 0)
+                surplus = self._surplus(ledger, ledger.reserved)
             self._evict(surplus, None)
 
     def close(self) -> None:
@@ -144,7 +144,7 @@ class Adapter(L2Adapter):
     def used(self) -> Usage:
         """Bytes are those of whole blocks."""
         with self._errors("looking into"), self._account.locked(self._deadline()) as ledger:
-            return Usage(ledger.objects, ledger.bytes)
+            return Usage(ledger.objects, ledger.occupied)
 
     # Reading
 
@@ -184,16 +184,24 @@ class Adapter(L2Adapter):
             raise FullError(f"an object of {room} bytes is larger than the capacity of {self._capacity}")
         for _ in range(_TRIES):
             with self._account.locked(deadline) as ledger:
-                lack = max(self._surplus(ledger, room), self._keep_free + room + ledger.reserved - self._folder.free())
+                lack = self._lack(ledger, room)
                 if lack <= 0:
                     return self._begin(ledger, name, room)
             if not self._evict(min(lack, _EVICTION_STEP * room), deadline):
                 break
         raise FullError(f"{self._folder.path} has no room for {room} bytes: {lack} more would have to go")
 
-    def _surplus(self, ledger: Ledger, room: int) -> int:
-        """Bytes above the capacity, with `room` more."""
-        return 0 if self._capacity is None else ledger.bytes + ledger.reserved + room - self._capacity
+    def _lack(self, ledger: Ledger, room: int) -> int:
+        """Bytes that have to go before `room` more may be written.
+
+        NOTE: What is reserved is counted as not yet written, though a part of it is, and so is free no longer.
+        """
+        reserved = room + ledger.reserved
+        return max(self._surplus(ledger, reserved), self._keep_free + reserved - self._folder.free())
+
+    def _surplus(self, ledger: Ledger, reserved: int) -> int:
+        """Bytes above the capacity."""
+        return 0 if self._capacity is None else ledger.occupied + reserved - self._capacity
 
     def _begin(self, ledger: Ledger, name: str, room: int) -> Draft:
         with ExitStack() as undo:

@@ -8,8 +8,9 @@ the entry unknown and counts that shard. Nothing else can be left wrong, whoever
 What is being written is part of the account, by the names of the temporary files. Of those that a killed server has
 left, the next count of their shard finds that nobody locks them.
 
-The file is an array of 64-bit numbers: four for the magic number, four for each shard (whether it is known, objects,
-their bytes, reserved bytes). An entry never crosses a page, so that it is written as a whole or not at all.
+The file is an array of 64-bit numbers: four for the magic number, and four for each shard (objects, their bytes,
+reserved bytes, 0; or all bits set if it is unknown). An entry never crosses a page, so that it is written as a whole
+or not at all.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ _NUMBERS: Final = 4
 _ENTRY_BYTES: Final = 8 * _NUMBERS
 _FILE_BYTES: Final = _ENTRY_BYTES * (1 + SHARDS)
 _MAGIC: Final = b"kvkeep folder account, version 1"
+_UNKNOWN: Final = b"\xff" * _ENTRY_BYTES
 _SHORTEST_PAUSE: Final = 0.0001
 _LONGEST_PAUSE: Final = 0.01
 
@@ -41,29 +43,31 @@ class Ledger:
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
-        self._numbers = _read(descriptor)
+        content = _read(descriptor)
+        self._numbers = array("Q", content)
+        # PERF: Found among all bytes faster than by going through the entries.
+        self.has_unknown: Final = _UNKNOWN in content
 
     @property
     def objects(self) -> int:
-        return sum(self._numbers[_NUMBERS + 1 :: _NUMBERS])
+        return sum(self._numbers[_NUMBERS::_NUMBERS])
 
     @property
-    def bytes(self) -> int:
-        """Of the objects, in whole blocks."""
-        return sum(self._numbers[_NUMBERS + 2 :: _NUMBERS])
+    def occupied(self) -> int:
+        """Bytes of the objects, in whole blocks."""
+        return sum(self._numbers[_NUMBERS + 1 :: _NUMBERS])
 
     @property
     def reserved(self) -> int:
         """Bytes for what is being written."""
-        return sum(self._numbers[_NUMBERS + 3 :: _NUMBERS])
+        return sum(self._numbers[_NUMBERS + 2 :: _NUMBERS])
 
     def unknown_shards(self) -> list[int]:
-        known = self._numbers[_NUMBERS::_NUMBERS]
-        return [shard for shard, is_known in enumerate(known) if not is_known] if 0 in known else []
+        return [shard for shard in range(SHARDS) if self._entry(shard).tobytes() == _UNKNOWN]
 
     def writing_shards(self) -> list[int]:
         """Where something is being written, or was by a server that was killed."""
-        return [shard for shard, reserved in enumerate(self._numbers[_NUMBERS + 3 :: _NUMBERS]) if reserved]
+        return [shard for shard, reserved in enumerate(self._numbers[_NUMBERS + 2 :: _NUMBERS]) if reserved]
 
     @contextmanager
     def changing(self, shard: int) -> Iterator[Count]:
@@ -71,24 +75,23 @@ class Ledger:
 
         NOTE: What fails inside may have happened or not: the shard stays unknown, and is counted by the next.
         """
-        start = _NUMBERS * (1 + shard)
-        count = Count(*self._numbers[start + 1 : start + _NUMBERS])
-        self._put(shard, [0] * _NUMBERS)
+        count = Count(*self._entry(shard)[:3])
+        self._put(shard, _UNKNOWN)
         yield count
         self.put(shard, count)
 
     def put(self, shard: int, count: Count) -> None:
         """NOTE: Files that came from elsewhere, such as a restored backup, were never counted, and may now be taken
-        away from the count; it is unknown then."""
-        numbers = (count.objects, count.bytes, count.reserved)
-        if min(numbers) >= 0:
-            self._put(shard, [1, *numbers])
+        away from the count. It is unknown then."""
+        numbers = (count.objects, count.bytes, count.reserved, 0)
+        self._put(shard, array("Q", numbers).tobytes() if min(numbers) >= 0 else _UNKNOWN)
 
-    def _put(self, shard: int, numbers: list[int]) -> None:
-        entry = array("Q", numbers)
-        start = _NUMBERS * (1 + shard)
-        self._numbers[start : start + _NUMBERS] = entry
-        os.pwrite(self._descriptor, entry.tobytes(), start * entry.itemsize)
+    def _entry(self, shard: int) -> array[int]:
+        return self._numbers[_NUMBERS * (1 + shard) : _NUMBERS * (2 + shard)]
+
+    def _put(self, shard: int, entry: bytes) -> None:
+        self._numbers[_NUMBERS * (1 + shard) : _NUMBERS * (2 + shard)] = array("Q", entry)
+        os.pwrite(self._descriptor, entry, _ENTRY_BYTES * (1 + shard))
 
 
 class Account:
@@ -107,14 +110,19 @@ class Account:
     def locked(self, deadline: float) -> Iterator[Ledger]:
         """The account, complete and right, which nobody else reads or changes meanwhile."""
         with self._locked(deadline) as ledger:
-            for shard in ledger.unknown_shards():
-                self._check(deadline, "is being counted")
-                ledger.put(shard, self._folder.count(shard))
+            if ledger.has_unknown:
+                self._complete(ledger, deadline)
             yield ledger
 
     def recount(self, shard: int, deadline: float) -> None:
         """Counts a shard again, which corrects what was done to its files behind the account."""
         with self._locked(deadline) as ledger:
+            ledger.put(shard, self._folder.count(shard))
+
+    def _complete(self, ledger: Ledger, deadline: float) -> None:
+        """NOTE: What is counted when the deadline passes stays known, for the next."""
+        for shard in ledger.unknown_shards():
+            self._check(deadline, "is being counted")
             ledger.put(shard, self._folder.count(shard))
 
     @contextmanager
@@ -171,11 +179,11 @@ class Account:
         return UnavailableError(f"the account of {self._folder.path} {why}")
 
 
-def _read(descriptor: int) -> array[int]:
-    """The numbers of the file. If it is new, or no account of this version, all shards are unknown from now on."""
+def _read(descriptor: int) -> bytes:
+    """The file. If it is new, or no account of this version, all shards are unknown from now on."""
     content = os.pread(descriptor, _FILE_BYTES + 1, 0)
     if len(content) != _FILE_BYTES or not content.startswith(_MAGIC):
-        content = _MAGIC + bytes(_FILE_BYTES - len(_MAGIC))
+        content = _MAGIC + _UNKNOWN * SHARDS
         os.pwrite(descriptor, content, 0)
         os.ftruncate(descriptor, _FILE_BYTES)
-    return array("Q", content)
+    return content
