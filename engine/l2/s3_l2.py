@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import re
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from configparser import ConfigParser
 from configparser import Error as ConfigParserError
@@ -46,6 +47,9 @@ _PIECE_BYTES: Final = 256 << 10
 more: a third of the time for 32 MiB."""
 _PAGE_OBJECTS: Final = 1000
 _FILE_LIFETIME: Final = timedelta(minutes=5)
+_LOOK_AGAIN: Final = 0.001
+_PATIENCE: Final = 1.0
+"""Seconds; the client takes a few thousandths."""
 
 
 class Adapter(L2Adapter):
@@ -111,8 +115,8 @@ class Adapter(L2Adapter):
             return size
 
     def write(self, name: str, buffers: Sequence[memoryview]) -> None:
-        with self._translated():
-            obstore.put(self._store, name, iter(buffers), use_multipart=False)
+        with self._translated(), _lent(buffers) as lent:
+            obstore.put(self._store, name, iter(lent), use_multipart=False)
 
     def delete(self, names: Sequence[str]) -> None:
         store = self._store
@@ -192,6 +196,26 @@ class Adapter(L2Adapter):
         if "redential" in text:
             return DeniedError("there are no credentials for S3, or they cannot be had")
         return UnavailableError(f"S3 cannot be reached at {self._endpoint or 'AWS'}")
+
+
+@contextmanager
+def _lent(buffers: Sequence[memoryview]) -> Iterator[list[memoryview]]:
+    """The buffers for a client that may let go of them a moment after it has given up: they are waited for."""
+    views = [buffer[:] for buffer in buffers]
+    try:
+        yield views
+    finally:
+        until = time.monotonic() + _PATIENCE
+        while not all(map(_released, views)) and time.monotonic() < until:
+            time.sleep(_LOOK_AGAIN)
+
+
+def _released(view: memoryview) -> bool:
+    try:
+        view.release()
+    except BufferError:
+        return False
+    return True
 
 
 async def _exist(store: S3Store, names: Sequence[str]) -> list[bool]:
