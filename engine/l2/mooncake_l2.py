@@ -96,7 +96,8 @@ class Adapter(L2Adapter):
         self._admin: Final = admin or f"{_host_port(master)[0]}:{_ADMIN_PORT}"
         self._prefix: Final = prefix
         self._timeout: Final = timeout
-        self._locks: Final = [Lock() for _ in range(_LOCKS)]
+        self._reading: Final = [Lock() for _ in range(_LOCKS)]
+        self._writing: Final = [Lock() for _ in range(_LOCKS)]
         self._opened: MooncakeDistributedStore | None = None
         self._doubted = True
         """Whether the master was not reached lately."""
@@ -138,15 +139,21 @@ class Adapter(L2Adapter):
         return [answer == 1 for answer in answers]
 
     def read_into(self, name: str, buffers: Sequence[memoryview]) -> int:
+        """PERF: By a session and ranges of the object, though it is all of it: 1.4 to 3 times as fast as the library's
+        other calls, which go over every byte once more. Those also know the size by themselves."""
         store, [key] = self._client(), self._keys([name])
         addresses, sizes = _places(buffers)
-        size = sum(sizes)
-        if size == 0:
-            return self._size(store, key)
-        [code] = store.batch_get_into_multi_buffers([key], [addresses], [sizes])
-        if code in (_INVALID, _TRANSFER) and (found := self._size(store, key)) != size:
-            return found
-        self._check(code)
+        wanted = sum(sizes)
+        with _alone(key, self._reading, self._timeout / 2):
+            self._check(*store.batch_get_session_start([key]))
+            try:
+                size = self._size(store, key)
+                if size == wanted:
+                    offsets = [_offsets(sizes)]
+                    [code] = store.batch_get_into_multi_buffer_ranges([key], [addresses], [sizes], offsets)
+                    self._check(code)
+            finally:
+                store.batch_get_session_end([key])
         return size
 
     def write(self, name: str, buffers: Sequence[memoryview]) -> None:
@@ -156,14 +163,14 @@ class Adapter(L2Adapter):
         size = sum(sizes)
         if size == 0:
             raise DeniedError("Mooncake Store keeps no empty objects")
-        with self._alone(key):
+        with _alone(key, self._writing, self._timeout / 2):
             [code] = store.batch_put_session_start([key], [size])
             if code == _EXISTS:
                 self._replace(store, key, buffers, size)
                 return
             self._check(code)
-            offsets = [0, *accumulate(sizes[:-1])]
-            [code] = store.batch_put_from_multi_buffer_ranges([key], [addresses], [sizes], [offsets])
+            offsets = [_offsets(sizes)]
+            [code] = store.batch_put_from_multi_buffer_ranges([key], [addresses], [sizes], offsets)
             if code != size:
                 store.batch_put_session_revoke([key])
                 self._check(code)
@@ -231,17 +238,6 @@ class Adapter(L2Adapter):
         self._check(size)
         return size
 
-    @contextmanager
-    def _alone(self, key: str) -> Iterator[None]:
-        """Keeps other threads from writing the same name: the library has one session for each."""
-        lock = self._locks[hash(key) % len(self._locks)]
-        if not lock.acquire(timeout=self._timeout / 2):
-            raise UnavailableError("another thread is writing the object and does not get on")
-        try:
-            yield
-        finally:
-            lock.release()
-
     def _replace(self, store: MooncakeDistributedStore, key: str, buffers: Sequence[memoryview], size: int) -> None:
         """Writes over an object at once, for which the library wants the bytes in one piece: the only copy here, for
         what is rare."""
@@ -278,6 +274,18 @@ class Adapter(L2Adapter):
         if answer.status != 200:
             raise UnavailableError(f"the Mooncake master answers {answer.status} at {self._admin}")
         return text
+
+
+@contextmanager
+def _alone(key: str, locks: Sequence[Lock], timeout: float) -> Iterator[None]:
+    """Keeps other threads from doing the same with the same object: the library has one session for each."""
+    lock = locks[hash(key) % len(locks)]
+    if not lock.acquire(timeout=timeout):
+        raise UnavailableError("another thread is at the object and does not get on")
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _silent_client() -> MooncakeDistributedStore:
@@ -339,6 +347,11 @@ def _places(buffers: Sequence[memoryview]) -> tuple[list[int], list[int]]:
     """Addresses and sizes of the buffers that have any bytes."""
     places = [_place(buffer) for buffer in buffers if len(buffer)]
     return [address for address, _ in places], [size for _, size in places]
+
+
+def _offsets(sizes: Sequence[int]) -> list[int]:
+    """Where in the object each buffer begins."""
+    return [0, *accumulate(sizes[:-1])] if sizes else []
 
 
 def _place(buffer: memoryview) -> tuple[int, int]:
