@@ -40,6 +40,8 @@ _FULL: Final = re.compile(r"Quota|StorageFull|InsufficientCapacity|InsufficientS
 """What the codes of the various stores for no room have in common."""
 _DENIED: Final = frozenset({"ExpiredToken", "InvalidToken", "AuthorizationHeaderMalformed", "RequestTimeTooSkewed"})
 """Codes that come with another status than 401 or 403."""
+_NO_CREDENTIALS: Final = re.compile(r"no credentials|/latest/(api|meta-data)/|/credentials/")
+"""Our own words, or the machine's services that are asked where nothing else has any."""
 _QUESTIONS: Final = 16
 """PERF: Requests in flight when many names are asked for; more are no quicker, and a burden on the store."""
 _PIECE_BYTES: Final = 256 << 10
@@ -178,6 +180,8 @@ class Adapter(L2Adapter):
         text = str(error)
         status, code = _first(_STATUS, text), _first(_CODE, text)
         said = f"S3 says {status} {code}".strip()
+        if _NO_CREDENTIALS.search(text):
+            return DeniedError("there are no credentials for S3, or they cannot be had")
         if code == "NoSuchBucket":
             return UnavailableError(f"there is no bucket {self._bucket}")
         if _FULL.search(code) or status == "507":
@@ -193,8 +197,6 @@ class Adapter(L2Adapter):
     def _unanswered(self, error: Exception, text: str) -> L2Error:
         if isinstance(error, TimeoutError) or re.search("timed ?out", text, re.IGNORECASE):
             return UnavailableError(f"S3 does not answer within {self._timeout:g} s")
-        if "redential" in text:
-            return DeniedError("there are no credentials for S3, or they cannot be had")
         return UnavailableError(f"S3 cannot be reached at {self._endpoint or 'AWS'}")
 
 

@@ -353,6 +353,18 @@ def test_a_master_that_does_not_answer_cannot_be_joined(cluster: Cluster, prefix
     adapter.close()
 
 
+@pytest.mark.parametrize("wrong", ["master", "metadata_server"])
+def test_a_wrong_address_cannot_be_joined_and_the_next_try_can(
+    cluster: Cluster, prefix: str, memory: Memory, wrong: str
+) -> None:
+    elsewhere = {"master": cluster.master.admin, "metadata_server": f"http://{cluster.master.admin}/metadata"}
+    assert_unavailable_in_time(lambda: cluster.adapter(prefix, **{wrong: elsewhere[wrong]}).open([memory.whole]))
+    adapter = cluster.adapter(prefix)
+    adapter.open([memory.whole])
+    adapter.write("name", memory.cut(PAGE))
+    adapter.close()
+
+
 @pytest.mark.parametrize("call", _MOVES)
 def test_a_lender_that_does_not_answer_is_unavailable_in_time(
     adapter: Adapter, cluster: Cluster, memory: Memory, call: str
