@@ -40,7 +40,7 @@ _FULL: Final = re.compile(r"Quota|StorageFull|InsufficientCapacity|InsufficientS
 """What the codes of the various stores for no room have in common."""
 _DENIED: Final = frozenset({"ExpiredToken", "InvalidToken", "AuthorizationHeaderMalformed", "RequestTimeTooSkewed"})
 """Codes that come with another status than 401 or 403."""
-_NO_CREDENTIALS: Final = re.compile(r"no credentials|/latest/(api|meta-data)/|/credentials/")
+_NO_CREDENTIALS: Final = re.compile(r"no credentials|credentials file|/latest/(api|meta-data)/")
 """Our own words, or the machine's services that are asked where nothing else has any."""
 _QUESTIONS: Final = 16
 """PERF: Requests in flight when many names are asked for; more are no quicker, and a burden on the store."""
