@@ -37,7 +37,6 @@ RECOUNT_SECONDS: Final = 10.0
 """Pause between two recounts of a part of the folder, at least."""
 _RECOUNT_SHARE: Final = 100
 """They take a hundredth of the time at most."""
-_TRIES: Final = 4
 _EVICTION_STEP: Final = 16
 """A write evicts so many times its own size at most: a file system that others fill must not cost the whole cache at
 once, nor may one that frees nothing (snapshots)."""
@@ -182,14 +181,19 @@ class Adapter(L2Adapter):
         """The file of a new object, with room for it on the account. Raises FullError."""
         if self._capacity is not None and room > self._capacity:
             raise FullError(f"an object of {room} bytes is larger than the capacity of {self._capacity}")
-        for _ in range(_TRIES):
+        budget = _EVICTION_STEP * room
+        while True:
             with self._account.locked(deadline) as ledger:
                 lack = self._lack(ledger, room)
                 if lack <= 0:
                     return self._begin(ledger, name, room)
-            if not self._evict(min(lack, _EVICTION_STEP * room), deadline):
+            if budget <= 0:
+                raise FullError(f"{self._folder.path} has no room for {room} bytes: {lack} more would have to go")
+            # NOTE: Other writers may be faster to take what is evicted here.
+            step = min(lack, budget)
+            if not self._evict(step, deadline):
                 self._recount_writing(deadline)
-        raise FullError(f"{self._folder.path} has no room for {room} bytes: {lack} more would have to go")
+            budget -= max(step, room)
 
     def _lack(self, ledger: Ledger, room: int) -> int:
         """Bytes that have to go before `room` more may be written.

@@ -541,6 +541,21 @@ def test_what_is_being_written_counts_and_what_was_left_does_not_for_long(
     assert adapter.used() == Usage(1, 4 * BLOCK)
 
 
+def test_room_of_a_killed_server_comes_back_before_a_write_is_refused(
+    make: Callable[..., Adapter], door: FolderDoor
+) -> None:
+    adapter = make(capacity=4 * BLOCK)
+    write(adapter, "a")
+    left = door.path("b").with_name(f"b.{3 * BLOCK:x}.{1:016x}.tmp")
+    left.parent.mkdir(parents=True)
+    with left.open("wb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        adapter.open([])
+    write(adapter, "b", 4)
+    assert door.leftovers() == []
+    assert adapter.used() == Usage(1, 4 * BLOCK)
+
+
 def test_a_failed_write_leaves_nothing(
     make: Callable[..., Adapter], door: FolderDoor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
