@@ -69,10 +69,9 @@ class Deleted:
 class Miss(NamedTuple):
     """Why a chunk is not there."""
 
-    reason: MissReason | None
-    """None if nothing is missing."""
+    reason: MissReason
     detail: str
-    """The same in a sentence; empty if nothing is missing."""
+    """The same in a sentence."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +87,7 @@ class LookReport:
     """Chunk by chunk, the keys of the objects of the further chunks that L1 does not have."""
     misses: tuple[Miss, ...] = ()
     """Of each of these chunks, and of an incomplete one behind them, what is to be said if it is the first that is
-    nowhere else either."""
+    nowhere else either. The first has `reason` and `detail`; empty if all of the prompt is there."""
 
 
 @dataclass(frozen=True, slots=True)

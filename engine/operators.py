@@ -134,7 +134,8 @@ class Operators:
         fingerprints = self._workers.fingerprints(pair)
         if not fingerprints:
             where = f"no worker of {command.model_name!r} is ready, so no lookup of it can hit"
-            return LookReport(0, "layout_unknown", f"{where}; GET /api/workers tells why")
+            unknown = Miss("layout_unknown", f"{where}; GET /api/workers tells why")
+            return LookReport(0, unknown.reason, unknown.detail, misses=(unknown,))
         spaces = prefixes(pair, command.cache_salt, fingerprints)
         prefix = longest_prefix(self._cache, spaces, command.hashes)
         hits = len(prefix.entries) // len(spaces)
@@ -145,8 +146,8 @@ class Operators:
         if command.spare_tokens:
             few = f"{command.spare_tokens} of {self._chunk_size} tokens; only complete chunks are cached"
             misses.append(Miss("chunk_incomplete", f"chunk {hits + len(rest)}: {few}"))
-        first = misses[0] if misses else Miss(None, "")
-        return LookReport(hits, first.reason, first.detail, tuple(rest), tuple(misses))
+        reason, detail = misses[0] if misses else (None, "")
+        return LookReport(hits, reason, detail, tuple(rest), tuple(misses))
 
     def _miss(self, chunk: int, keys: Sequence[bytes]) -> Miss:
         reason = self._cache.miss_reason(keys[0])
