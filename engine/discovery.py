@@ -34,7 +34,8 @@ def policy_maker(name: str) -> Callable[[int], EvictionPolicy]:
 
 
 def make_l2_adapter(settings: L2Settings) -> L2Adapter:
-    """An adapter that was not opened yet. Raises StartError if its client library is missing, or it does not exist."""
+    """An adapter that was not opened yet. Raises StartError if it cannot be made, for instance since its client
+    library is missing."""
     if settings.type not in l2_types():
         raise StartError(f"there is no L2 adapter {settings.type!r}; there are {', '.join(l2_types())}")
     try:
@@ -44,7 +45,10 @@ def make_l2_adapter(settings: L2Settings) -> L2Adapter:
             f"the L2 tier {settings.name!r} needs the Python package {error.name}, which is not installed: "
             f"pip install 'kvkeep[{settings.type}]'"
         ) from None
-    adapter: L2Adapter = module.Adapter(**settings.options)
+    try:
+        adapter: L2Adapter = module.Adapter(**settings.options)
+    except ValueError as error:
+        raise StartError(f"the L2 tier {settings.name!r} cannot be made: {error}") from None
     return adapter
 
 

@@ -130,6 +130,9 @@ class Lookups:
             self._missed["layout_unknown"] += 1
             return []
         chunks, hashes = self._prompts.prefix(key)
+        if self._prefetches.is_of_use:
+            # All are needed then; what is no token is refused before anything is leased.
+            hashes = iter([*hashes])
         spaces = prefixes(pair, key.cache_salt, fingerprints)
         prefix = longest_prefix(self._cache, spaces, hashes)
         session.hits = len(prefix.entries) // len(spaces)
@@ -160,7 +163,7 @@ class Lookups:
         width = len(rows[0])
         last: list[Entry | None] = [*prefix.entries[-width:]] or [None] * width
         tokens = (session.hits + len(rows)) * self._prompts.chunk_size
-        session.prefetch = Prefetch(rows, readers, tokens, now, last)
+        session.prefetch = Prefetch(rows, readers, tokens, now, last, session.suffix_first)
         return self._prefetches.begin(now, session.prefetch)
 
     def missed(self) -> tuple[tuple[MissReason, int], ...]:
@@ -280,7 +283,8 @@ class Lookups:
         self.prefetched_objects += len(entries)
         self.prefetched_chunks += chunks
         if chunks < len(prefetch.rows):
-            self._unexplained.append(prefetch.rows[chunks][0].key)
+            row = [wanted.key for wanted in prefetch.rows[chunks]]
+            self._unexplained.append(next((key for key in row if self._cache.find(key) is None), row[0]))
         return True
 
     def _give_up(self, session: Session) -> None:

@@ -41,15 +41,17 @@ class Prefetch:
     tokens: int
     started: float
     parents: list[Entry | None]
-    """By namespace, the object before the next chunk, if that is known."""
+    """By namespace, the object before the first of these chunks, if that is known."""
+    before: list[bytes] = field(default_factory=list)
+    """Keys of all objects before them, last chunk first."""
     end: int = 0
     """Chunks from here on will not come."""
     next: int = 0
     """The chunk that will be asked for next."""
     where: dict[bytes, Tier | None] = field(default_factory=dict)
     """By key: the tier that has it; None if it was in L1, or on its way there, when it was to be looked for."""
-    asking: Tier | None = None
-    """The tier that has been asked and has not answered."""
+    asking: list[Tier] = field(default_factory=list)
+    """The tiers that have been asked and have not answered, once for each question."""
     arrived: dict[bytes, Entry] = field(default_factory=dict)
     """By key: what has come, with `readers` leases on each."""
     is_detached: bool = False
@@ -74,21 +76,19 @@ class Prefetch:
     @property
     def has_ended(self) -> bool:
         """Nothing more comes."""
-        return not self.loading and self.asking is None
+        return not self.loading and not self.asking
 
     @property
     def suffix_first(self) -> list[bytes]:
-        """All keys, last chunk first."""
-        return [wanted.key for row in reversed(self.rows) for wanted in reversed(row)]
+        """All keys of the prompt, last chunk first."""
+        return [wanted.key for row in reversed(self.rows) for wanted in reversed(row)] + self.before
 
-    def miss(self, key: bytes) -> bool:
-        """An object does not come: neither does what stands behind it. False if that was known."""
-        place = self.place[key]
-        if place >= self.end:
-            return False
-        self.end = place
-        self.next = min(self.next, place)
-        return True
+    def miss(self, key: bytes) -> None:
+        """An object does not come: neither does what stands behind it."""
+        # What is here already stays: a clear may have doomed one load of an object that was stored again meanwhile.
+        if key not in self.arrived:
+            self.end = min(self.end, self.place[key])
+            self.next = min(self.next, self.end)
 
 
 @dataclass(slots=True, eq=False)
@@ -149,7 +149,7 @@ class Prefetches:
     def found(self, event: Found) -> list[Effect]:
         """A tier has said what it has: the next one is asked for the rest."""
         prefetch, tier, keys = self._searches.pop(event.ticket)
-        prefetch.asking = None
+        prefetch.asking.remove(tier)
         absent = []
         for key, is_there in zip(keys, event.present, strict=True):
             if is_there:
@@ -157,8 +157,11 @@ class Prefetches:
             else:
                 absent.append(key)
         behind = self._behind(tier)
-        search = self._search(prefetch, behind, self._before_end(prefetch, absent)) if behind and absent else []
-        return [*search, *self._advance(event.now, prefetch)]
+        absent = [key for key in absent if prefetch.place[key] < prefetch.end]
+        search = self._search(prefetch, behind, absent) if behind else []
+        effects = [*search, *self._advance(event.now, prefetch)]
+        self._put_in_order(prefetch)
+        return effects
 
     def loaded(self, event: Loaded) -> list[Effect]:
         """An object has come, or will not: it is another tier's turn then, for those who wait for it."""
@@ -170,8 +173,7 @@ class Prefetches:
             prefetch.loading -= 1
         effects = self._arrived(load) if event.outcome == "done" else self._failed(event, load)
         for prefetch in load.waiting:
-            if prefetch.is_detached and prefetch.has_ended:
-                self._cache.touch(prefetch.suffix_first)
+            self._put_in_order(prefetch)
         return effects
 
     def is_decided(self, prefetch: Prefetch, now: float) -> bool:
@@ -184,9 +186,11 @@ class Prefetches:
         complete = prefetch.complete
         if complete == prefetch.end:
             return inf
-        tiers = {load.tier for wanted in prefetch.rows[complete] if (load := self._by_key.get(wanted.key))}
-        if prefetch.asking is not None:
-            tiers.add(prefetch.asking)
+        row = prefetch.rows[complete]
+        tiers = {load.tier for wanted in row if (load := self._by_key.get(wanted.key))}
+        # Tiers that are being asked for later chunks only are not waited for: these may be slower ones.
+        if any(wanted.key not in prefetch.where for wanted in row):
+            tiers.update(prefetch.asking)
         return prefetch.started + min((tier.wait(prefetch.tokens) for tier in tiers), default=-inf)
 
     def take(self, prefetch: Prefetch) -> list[Entry]:
@@ -202,16 +206,23 @@ class Prefetches:
     def detach(self, prefetch: Prefetch) -> None:
         """Nobody waits for it any more; what it holds is let go."""
         prefetch.is_detached = True
-        for entry in reversed(prefetch.arrived.values()):
+        left, prefetch.arrived = prefetch.arrived, {}
+        for entry in reversed(left.values()):
             self._cache.release(entry, prefetch.readers)
-        prefetch.arrived = {}
+        if left:
+            self._put_in_order(prefetch)
+
+    def _put_in_order(self, prefetch: Prefetch) -> None:
+        """When the last object of a prompt that nobody waits for has come: suffixes go before their prefixes."""
+        if prefetch.is_detached and prefetch.has_ended:
+            self._cache.touch(prefetch.suffix_first)
 
     def _search(self, prefetch: Prefetch, tier: Tier, keys: Sequence[bytes]) -> list[Effect]:
         if not keys:
             return []
         ticket = next(self._tickets)
         self._searches[ticket] = _Search(prefetch, tier, tuple(keys))
-        prefetch.asking = tier
+        prefetch.asking.append(tier)
         return [Find(tier.name, ticket, tuple(keys))]
 
     def _behind(self, tier: Tier) -> Tier | None:
@@ -219,19 +230,13 @@ class Prefetches:
         tiers = self._tiers.in_use
         return next(iter(tiers[tiers.index(tier) + 1 :]), None) if tier in tiers else None
 
-    @staticmethod
-    def _before_end(prefetch: Prefetch, keys: Sequence[bytes]) -> list[bytes]:
-        """Those that still matter."""
-        wanted = {wanted.key for row in prefetch.rows[prefetch.next : prefetch.end] for wanted in row}
-        return [key for key in keys if key in wanted]
-
     def _advance(self, now: float, prefetch: Prefetch) -> list[Effect]:
         """Asks for the chunks that were found, up to one that was not."""
         effects: list[Effect] = []
         while prefetch.next < prefetch.end:
             row = prefetch.rows[prefetch.next]
             if any(wanted.key not in prefetch.where for wanted in row):
-                if prefetch.asking is None:
+                if not prefetch.asking:
                     prefetch.end = prefetch.next
                 break
             for column, wanted in enumerate(row):
@@ -251,15 +256,18 @@ class Prefetches:
             if prefetch not in load.waiting:
                 load.waiting.append(prefetch)
                 prefetch.loading += 1
-            entry = load.entry
         else:
             tier = prefetch.where[wanted.key]
-            entry = self._reserve(now, wanted, prefetch.parents[column]) if tier is not None else None
+            entry = self._reserve(now, wanted, self._parent(prefetch, column)) if tier is not None else None
             if entry is None or tier is None:
                 return False
             effects.append(self._load(entry, tier, prefetch))
-        prefetch.parents[column] = entry
         return True
+
+    def _parent(self, prefetch: Prefetch, column: int) -> Entry | None:
+        """The object before that of the next chunk, which may be on its way itself."""
+        place = prefetch.next
+        return self._cache.entry(prefetch.rows[place - 1][column].key) if place else prefetch.parents[column]
 
     def _reserve(self, now: float, wanted: Wanted, parent: Entry | None) -> Entry | None:
         if self._cache.holds(wanted.key):
@@ -309,7 +317,7 @@ class Prefetches:
         key = load.entry.key
         behind = self._behind(load.tier)
         for prefetch in load.waiting:
-            if behind is None or prefetch.asking is not None:
+            if behind is None:
                 prefetch.miss(key)
             elif prefetch.place[key] < prefetch.end:
                 prefetch.next = min(prefetch.next, prefetch.place[key])

@@ -45,6 +45,8 @@ class Saves:
         self._objects: Counter[Tier] = Counter()
         self._bytes: Counter[Tier] = Counter()
         self._saving: Counter[Entry] = Counter()
+        self._leaving: set[Entry] = set()
+        """Those of them that L1 lets go when nobody saves them any more."""
         self._stored_bytes = 0
         """Since `write_back` looked last."""
         self._left: list[tuple[Entry, Tier]] = []
@@ -131,9 +133,12 @@ class Saves:
         else:
             entry.saved &= ~tier.bit
         self._cache.give_back(entry)
+        if event.outcome == "done" and tier.settings.store_policy == "skip_l1":
+            self._leaving.add(entry)
         if not self._saving[entry]:
             del self._saving[entry]
-            if event.outcome == "done" and tier.settings.store_policy == "skip_l1":
+            if entry in self._leaving:
+                self._leaving.remove(entry)
                 self._cache.drop(entry)
         return self._flush_more()
 
@@ -142,7 +147,7 @@ class Saves:
         effects: list[Effect] = []
         while self._left:
             entry, tier = self._left[-1]
-            if self._objects[tier] and not self._fits(entry, tier):
+            if not self._fits(entry, tier):
                 break
             self._left.pop()
             if entry.visible:
@@ -150,8 +155,9 @@ class Saves:
         return effects
 
     def _fits(self, entry: Entry, tier: Tier) -> bool:
-        most = self._cache.capacity // _MOST_BYTES
-        return self._objects[tier] < _MOST_OBJECTS and self._bytes[tier] + entry.size <= most
+        # NOTE: One always fits, or in a small L1 large objects would never be saved.
+        objects, most = self._objects[tier], self._cache.capacity // _MOST_BYTES
+        return not objects or (objects < _MOST_OBJECTS and self._bytes[tier] + entry.size <= most)
 
     def _save(self, entry: Entry, tier: Tier) -> list[Effect]:
         if entry.saved & tier.bit:

@@ -52,7 +52,8 @@ class Warming:
         there = len(prefix.entries) // width
         rows = wanted_rows(self._workers, pair, command.cache_salt, command.hashes[there:])
         parents: list[Entry | None] = [*prefix.entries[-width:]] or [None] * width
-        prefetch = Prefetch(rows, 1, 0, event.now, parents)
+        before = [entry.key for entry in reversed(prefix.entries)]
+        prefetch = Prefetch(rows, 1, 0, event.now, parents, before)
         effects = self._prefetches.begin(event.now, prefetch)
         job = self._jobs.start("prefetch", event.now, len(command.hashes), self._part(prefetch, there))
         return [*effects, *self._jobs.proceed(event.now), CommandDone(event.ticket, job.report(event.now))]

@@ -188,7 +188,7 @@ class Adapter(L2Adapter):
                 if lack <= 0:
                     return self._begin(ledger, name, room)
             if not self._evict(min(lack, _EVICTION_STEP * room), deadline):
-                break
+                self._recount_writing(deadline)
         raise FullError(f"{self._folder.path} has no room for {room} bytes: {lack} more would have to go")
 
     def _lack(self, ledger: Ledger, room: int) -> int:
@@ -267,18 +267,23 @@ class Adapter(L2Adapter):
     # The account
 
     def _recount_if_due(self, deadline: float) -> None:
-        """Counts a part of the folder now and then: the next shard in turn, which finds what was done to the folder
-        behind our back, and those where something is being written, perhaps by a server that was killed."""
+        """Counts a part of the folder now and then: the next shard in turn, which finds what was done to it behind our
+        back, and what killed servers have left."""
         started = time.monotonic()
         if started < self._next_recount:
             return
         self._next_recount = started + RECOUNT_SECONDS
-        with self._account.locked(deadline) as ledger:
-            shards = {next(self._rotation), *ledger.writing_shards()}
-        for shard in shards:
-            self._account.recount(shard, deadline)
+        self._account.recount(next(self._rotation), deadline)
+        self._recount_writing(deadline)
         now = time.monotonic()
         self._next_recount = now + max(RECOUNT_SECONDS, _RECOUNT_SHARE * (now - started))
+
+    def _recount_writing(self, deadline: float) -> None:
+        """Counts where something is being written, or was by a server that was killed: that room comes back."""
+        with self._account.locked(deadline) as ledger:
+            shards = ledger.writing_shards()
+        for shard in shards:
+            self._account.recount(shard, deadline)
 
     def _deadline(self) -> float:
         return time.monotonic() + self._timeout

@@ -35,7 +35,7 @@ _FILE_BYTES: Final = _ENTRY_BYTES * (1 + SHARDS)
 _MAGIC: Final = b"kvkeep folder account, version 1"
 _UNKNOWN: Final = b"\xff" * _ENTRY_BYTES
 _SHORTEST_PAUSE: Final = 0.0001
-_LONGEST_PAUSE: Final = 0.01
+_LONGEST_PAUSE: Final = 0.001
 
 
 class Ledger:

@@ -71,6 +71,8 @@ class TierGroup:
                 tier.stop(_STOP_SECONDS)
             raise
         left = [tier for tier in self._tiers.values() if tier not in tiers.values()]
+        for each in settings:
+            tiers[each.name].settings = each
         self._tiers = tiers
         return left
 
@@ -94,6 +96,8 @@ class TierGroup:
     def stop(self) -> list[str]:
         """Ends all threads, in bounded time; returns the names of those that do not end."""
         deadline = self._clock() + _STOP_SECONDS
+        for tier in self._tiers.values():
+            tier.stop(0)
         return [name for tier in self._tiers.values() for name in tier.stop(max(0.1, deadline - self._clock()))]
 
     def _await_required(self, tiers: list[L2Tier]) -> None:

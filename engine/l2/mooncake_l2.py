@@ -22,7 +22,7 @@ from contextlib import contextmanager, suppress
 from http.client import HTTPConnection, HTTPException
 from itertools import accumulate, islice
 from mmap import mmap
-from threading import Lock
+from threading import Condition
 from typing import Final
 from urllib.parse import urlsplit
 
@@ -44,13 +44,11 @@ _NAME: Final = re.compile(r"[a-z0-9_-]{1,128}")
 _ADMIN_PORT: Final = 9003
 """Where a master tells about itself unless it was started otherwise (`-metrics_port`)."""
 _SCAN_OBJECTS: Final = 512
-_LOCKS: Final = 64
 _LOG_LEVEL: Final = "_ZN3fLI17FLAGS_minloglevelE"
 """The symbol of the library's log for the least level that goes to stderr."""
 _FATAL: Final = 3
 
 # Codes of the library.
-_INVALID: Final = -600
 _FULL: Final = -200
 _EXISTS: Final = -705
 _NOT_READY: Final = -703
@@ -96,7 +94,8 @@ class Adapter(L2Adapter):
         self._admin: Final = admin or f"{_host_port(master)[0]}:{_ADMIN_PORT}"
         self._prefix: Final = prefix
         self._timeout: Final = timeout
-        self._locks: Final = [Lock() for _ in range(_LOCKS)]
+        self._reading: Final = _Sessions()
+        self._writing: Final = _Sessions()
         self._opened: MooncakeDistributedStore | None = None
         self._doubted = True
         """Whether the master was not reached lately."""
@@ -108,17 +107,7 @@ class Adapter(L2Adapter):
         _reach_metadata(self._metadata_server, self._timeout / 4)
         _limit(self._timeout)
         store = _silent_client()
-        code = store.setup(
-            self._local_hostname,
-            self._metadata_server,
-            self._segment,
-            self._local_buffer,
-            self._protocol,
-            self._device,
-            self._master,
-        )
-        if code == 0:
-            code = next((code for region in memory if (code := store.register_buffer(*_place(region)))), 0)
+        code = self._join(store) or _register(store, memory)
         if code != 0:
             store.close()
             raise UnavailableError(f"Mooncake's client could not join the cluster of {self._master} (code {code})")
@@ -138,15 +127,21 @@ class Adapter(L2Adapter):
         return [answer == 1 for answer in answers]
 
     def read_into(self, name: str, buffers: Sequence[memoryview]) -> int:
+        """PERF: By a session and ranges of the object, though it is all of it: 1.4 to 3 times as fast as the library's
+        other calls, which go over every byte once more. Those also know the size by themselves."""
         store, [key] = self._client(), self._keys([name])
         addresses, sizes = _places(buffers)
-        size = sum(sizes)
-        if size == 0:
-            return self._size(store, key)
-        [code] = store.batch_get_into_multi_buffers([key], [addresses], [sizes])
-        if code in (_INVALID, _TRANSFER) and (found := self._size(store, key)) != size:
-            return found
-        self._check(code)
+        wanted = sum(sizes)
+        with self._reading.alone(key, self._timeout / 2):
+            self._check(*store.batch_get_session_start([key]))
+            try:
+                size = self._size(store, key)
+                if size == wanted:
+                    offsets = [_offsets(sizes)]
+                    [moved] = store.batch_get_into_multi_buffer_ranges([key], [addresses], [sizes], offsets)
+                    self._check_moved(moved, size)
+            finally:
+                store.batch_get_session_end([key])
         return size
 
     def write(self, name: str, buffers: Sequence[memoryview]) -> None:
@@ -156,17 +151,17 @@ class Adapter(L2Adapter):
         size = sum(sizes)
         if size == 0:
             raise DeniedError("Mooncake Store keeps no empty objects")
-        with self._alone(key):
+        with self._writing.alone(key, self._timeout / 2):
             [code] = store.batch_put_session_start([key], [size])
             if code == _EXISTS:
                 self._replace(store, key, buffers, size)
                 return
             self._check(code)
-            offsets = [0, *accumulate(sizes[:-1])]
-            [code] = store.batch_put_from_multi_buffer_ranges([key], [addresses], [sizes], [offsets])
-            if code != size:
+            offsets = [_offsets(sizes)]
+            [moved] = store.batch_put_from_multi_buffer_ranges([key], [addresses], [sizes], offsets)
+            if moved != size:
                 store.batch_put_session_revoke([key])
-                self._check(code)
+            self._check_moved(moved, size)
             self._check(*store.batch_put_session_end([key]))
 
     def delete(self, names: Sequence[str]) -> None:
@@ -202,6 +197,19 @@ class Adapter(L2Adapter):
             self._reach_master()
         return self._opened
 
+    def _join(self, store: MooncakeDistributedStore) -> int:
+        """Makes it a client of the cluster; returns 0, or the library's code."""
+        code: int = store.setup(
+            self._local_hostname,
+            self._metadata_server,
+            self._segment,
+            self._local_buffer,
+            self._protocol,
+            self._device,
+            self._master,
+        )
+        return code
+
     def _reach_master(self) -> None:
         try:
             socket.create_connection(_host_port(self._master), self._timeout / 4).close()
@@ -213,6 +221,10 @@ class Adapter(L2Adapter):
         self._doubted = code in _UNREACHED
         if code < 0:
             raise self._meaning(code)
+
+    def _check_moved(self, moved: int, size: int) -> None:
+        """The same for a call that returns the bytes that it has moved."""
+        self._check(moved if moved < 0 or moved == size else _TRANSFER)
 
     def _meaning(self, code: int) -> L2Error:
         if code in (_ABSENT, _NOT_READY):
@@ -231,20 +243,13 @@ class Adapter(L2Adapter):
         self._check(size)
         return size
 
-    @contextmanager
-    def _alone(self, key: str) -> Iterator[None]:
-        """Keeps other threads from writing the same name: the library has one session for each."""
-        lock = self._locks[hash(key) % len(self._locks)]
-        if not lock.acquire(timeout=self._timeout / 2):
-            raise UnavailableError("another thread is writing the object and does not get on")
-        try:
-            yield
-        finally:
-            lock.release()
-
     def _replace(self, store: MooncakeDistributedStore, key: str, buffers: Sequence[memoryview], size: int) -> None:
-        """Writes over an object at once, for which the library wants the bytes in one piece: the only copy here, for
-        what is rare."""
+        """Writes over an object, for which the library wants the bytes in one piece: the only copy here, for what is
+        rare. It also takes the place of a writer that was killed.
+
+        NOTE: Meanwhile the object is absent. Who has begun to read it may get parts of both, if they differ, and finds
+        out by the envelope: the library writes over the same memory.
+        """
         with mmap(-1, size) as piece:
             start = 0
             for buffer in buffers:
@@ -278,6 +283,36 @@ class Adapter(L2Adapter):
         if answer.status != 200:
             raise UnavailableError(f"the Mooncake master answers {answer.status} at {self._admin}")
         return text
+
+
+class _Sessions:
+    """Keeps threads from doing the same with the same object at the same time: the library has one session for each."""
+
+    def __init__(self) -> None:
+        self._keys: Final[set[str]] = set()
+        self._changed: Final = Condition()
+
+    @contextmanager
+    def alone(self, key: str, timeout: float) -> Iterator[None]:
+        with self._changed:
+            if not self._changed.wait_for(lambda: key not in self._keys, timeout):
+                raise UnavailableError("another thread is at the object and does not get on")
+            self._keys.add(key)
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._keys.remove(key)
+                self._changed.notify_all()
+
+
+def _register(store: MooncakeDistributedStore, memory: Sequence[memoryview]) -> int:
+    """Tells the client of the regions; returns 0, or the library's code for the first that it does not take."""
+    for region in memory:
+        code: int = store.register_buffer(*_place(region))
+        if code != 0:
+            return code
+    return 0
 
 
 def _silent_client() -> MooncakeDistributedStore:
@@ -339,6 +374,11 @@ def _places(buffers: Sequence[memoryview]) -> tuple[list[int], list[int]]:
     """Addresses and sizes of the buffers that have any bytes."""
     places = [_place(buffer) for buffer in buffers if len(buffer)]
     return [address for address, _ in places], [size for _, size in places]
+
+
+def _offsets(sizes: Sequence[int]) -> list[int]:
+    """Where in the object each buffer begins."""
+    return [0, *accumulate(sizes[:-1])] if sizes else []
 
 
 def _place(buffer: memoryview) -> tuple[int, int]:

@@ -157,9 +157,13 @@ class SaveTask(_MoveTask):
         """`cleared`: when everything was last asked to be cleared; what began before that must not appear again."""
         super().__init__(bench, effect, since)
         self._cleared = cleared
+        self._was_tried = False
+        """It may have been written, though the storage said that it failed."""
 
     def perform(self, adapter: L2Adapter, header: memoryview) -> None:
-        if self.since < self._cleared():
+        if self.since <= self._cleared():
+            if self._was_tried:
+                adapter.delete([self._name])
             self._end("late")
             return
         bench, began = self._bench, self._bench.clock()
@@ -170,8 +174,9 @@ class SaveTask(_MoveTask):
                 logger.warning("L2 %s: an object cannot be saved: %s", bench.tier, error)
                 self._end("refused")
                 return
+            self._was_tried = True
             adapter.write(self._name, [header, payload])
-        if self.since < self._cleared():
+        if self.since <= self._cleared():
             adapter.delete([self._name])
             self._end("late")
             return

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import re
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from configparser import ConfigParser
 from configparser import Error as ConfigParserError
@@ -39,6 +40,8 @@ _FULL: Final = re.compile(r"Quota|StorageFull|InsufficientCapacity|InsufficientS
 """What the codes of the various stores for no room have in common."""
 _DENIED: Final = frozenset({"ExpiredToken", "InvalidToken", "AuthorizationHeaderMalformed", "RequestTimeTooSkewed"})
 """Codes that come with another status than 401 or 403."""
+_NO_CREDENTIALS: Final = re.compile(r"no credentials|credentials file|/latest/(api|meta-data)/")
+"""Our own words, or the machine's services that are asked where nothing else has any."""
 _QUESTIONS: Final = 16
 """PERF: Requests in flight when many names are asked for; more are no quicker, and a burden on the store."""
 _PIECE_BYTES: Final = 256 << 10
@@ -46,6 +49,9 @@ _PIECE_BYTES: Final = 256 << 10
 more: a third of the time for 32 MiB."""
 _PAGE_OBJECTS: Final = 1000
 _FILE_LIFETIME: Final = timedelta(minutes=5)
+_LOOK_AGAIN: Final = 0.001
+_PATIENCE: Final = 1.0
+"""Seconds; the client takes a few thousandths."""
 
 
 class Adapter(L2Adapter):
@@ -111,8 +117,8 @@ class Adapter(L2Adapter):
             return size
 
     def write(self, name: str, buffers: Sequence[memoryview]) -> None:
-        with self._translated():
-            obstore.put(self._store, name, iter(buffers), use_multipart=False)
+        with self._translated(), _lent(buffers) as lent:
+            obstore.put(self._store, name, iter(lent), use_multipart=False)
 
     def delete(self, names: Sequence[str]) -> None:
         store = self._store
@@ -174,6 +180,8 @@ class Adapter(L2Adapter):
         text = str(error)
         status, code = _first(_STATUS, text), _first(_CODE, text)
         said = f"S3 says {status} {code}".strip()
+        if _NO_CREDENTIALS.search(text):
+            return DeniedError("there are no credentials for S3, or they cannot be had")
         if code == "NoSuchBucket":
             return UnavailableError(f"there is no bucket {self._bucket}")
         if _FULL.search(code) or status == "507":
@@ -189,9 +197,27 @@ class Adapter(L2Adapter):
     def _unanswered(self, error: Exception, text: str) -> L2Error:
         if isinstance(error, TimeoutError) or re.search("timed ?out", text, re.IGNORECASE):
             return UnavailableError(f"S3 does not answer within {self._timeout:g} s")
-        if "redential" in text:
-            return DeniedError("there are no credentials for S3, or they cannot be had")
         return UnavailableError(f"S3 cannot be reached at {self._endpoint or 'AWS'}")
+
+
+@contextmanager
+def _lent(buffers: Sequence[memoryview]) -> Iterator[list[memoryview]]:
+    """The buffers for a client that may let go of them a moment after it has given up: they are waited for."""
+    views = [buffer[:] for buffer in buffers]
+    try:
+        yield views
+    finally:
+        until = time.monotonic() + _PATIENCE
+        while not all(map(_released, views)) and time.monotonic() < until:
+            time.sleep(_LOOK_AGAIN)
+
+
+def _released(view: memoryview) -> bool:
+    try:
+        view.release()
+    except BufferError:
+        return False
+    return True
 
 
 async def _exist(store: S3Store, names: Sequence[str]) -> list[bool]:

@@ -16,6 +16,9 @@ from engine.status import TierOutcome
 STALE_SECONDS: Final = 30.0
 """Age at which what still waits is given up."""
 
+_PROBE: Final = "probe"
+"""Name of an object that is not there, or for a moment."""
+
 T = TypeVar("T")
 
 
@@ -103,3 +106,21 @@ class Call(Task, Generic[T]):
 
     def give_up(self, outcome: TierOutcome) -> None:
         self.answer.set_exception(TierError(f"the storage did not do it: {outcome}"))
+
+
+class Probe(Task):
+    """Finds out whether a storage that failed can be used again. Nobody waits for it."""
+
+    def __init__(self, since: float, *, writes: bool) -> None:
+        super().__init__(since)
+        self._writes = writes
+
+    def perform(self, adapter: L2Adapter, header: memoryview) -> None:
+        if self._writes:
+            adapter.write(_PROBE, [header])
+            adapter.delete([_PROBE])
+        else:
+            adapter.contains([_PROBE])
+
+    def give_up(self, outcome: TierOutcome) -> None:
+        """There will be another one."""

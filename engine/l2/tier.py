@@ -22,7 +22,7 @@ from engine.l2.breaker import Breaker
 from engine.l2.envelope import HEADER_BYTES
 from engine.l2.metering import Metering
 from engine.l2.objects import Bench, FindTask, LoadTask, Quarantine, SaveTask, object_name
-from engine.l2.tasks import STALE_SECONDS, Call, Lane, Task
+from engine.l2.tasks import STALE_SECONDS, Call, Lane, Probe, Task
 from engine.settings import L2Settings
 from engine.status import TierOutcome, TierReport, TierState
 
@@ -30,8 +30,8 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-_MOST_WAITING: Final = 4096
-"""Loads, or saves, that wait for a thread. The engine has its own limits; this one is for what goes wrong."""
+_MOST_WAITING: Final = 65_536
+"""Loads, or saves, that wait for a thread: twice what a prompt of a million tokens on eight shards may want at once."""
 _ATTEMPTS: Final = 3
 _BACKOFF_SECONDS: Final = 0.05
 _RETRY_WITHIN: Final = 2.0
@@ -106,7 +106,8 @@ class L2Tier:
         clock: Callable[[], float],
     ) -> None:
         """`arena`: the bytes of L1, writable. `post` takes the answers, from the tier's threads."""
-        self.settings: Final = settings
+        self.settings = settings
+        """Replaced when a reload changes what is no business of the threads."""
         self._adapter = adapter
         self._arena = arena
         self._clock = clock
@@ -124,6 +125,8 @@ class L2Tier:
         self._work: str | None = None
         self._work_done = 0
         self._works: list[tuple[str, Callable[[L2Adapter], None]]] = []
+        self._ordering = threading.Lock()
+        """Held while an operator's work is taken on."""
         self._report: tuple[tuple[object, ...], TierReport] | None = None
         readers, writers = settings.threads, max(1, settings.threads // 2)
         self._headers = mmap.mmap(-1, HEADER_BYTES * (readers + writers))
@@ -182,7 +185,6 @@ class L2Tier:
         Raises TierError while an operator's other work is under way.
         """
         self._begin_work("clear", self._clear)
-        self._cleared = self._clock()
 
     def rescan(self) -> None:
         """Begins to count what is stored. Raises TierError while an operator's other work is under way."""
@@ -203,10 +205,11 @@ class L2Tier:
         problem = self.problem()
         reading, writing = self._reading, self._writing
         waiting = (len(reading.lane) + reading.working, len(writing.lane) + writing.working)
-        state = (problem, waiting, self._metering.version, self._usage, self._work, self._work_done)
-        if self._report is None or self._report[0] != state:
+        state = self._state(problem)
+        seen = (state, problem, waiting, self._metering.version, self._usage, self._work, self._work_done)
+        if self._report is None or self._report[0] != seen:
             with self._metering.lock:
-                self._report = (state, self._new_report(problem, *waiting))
+                self._report = (seen, self._new_report(state, problem, *waiting))
         return self._report[1]
 
     def stop(self, timeout: float) -> list[str]:
@@ -302,18 +305,16 @@ class L2Tier:
                 self._stop.wait(wait * random.uniform(0.5, 1))
                 wait = min(2 * wait, _LONGEST_OPEN_WAIT)
             else:
-                self._open_problem = None
                 self._opened.set()
+                self._open_problem = None
                 logger.info("L2 %s is open", self.settings.name)
                 return
 
     def _look(self) -> None:
-        """Asks what is stored, and whether a storage that failed can be read again, though nobody wants anything."""
-        side = self._reading
-        if side.is_failing:
-            call = Call(self._clock(), lambda adapter: adapter.contains(["probe"]))
-            if not side.lane.put(call, urgent=True):
-                call.give_up("busy")
+        """Asks what is stored, and whether a storage that failed can be used again, though nobody wants anything."""
+        for side, writes in ((self._reading, False), (self._writing, True)):
+            if side.is_failing and not side.blocks(self._clock()):
+                side.lane.put(Probe(self._clock(), writes=writes), urgent=True)
         try:
             self._usage = self._adapter.used() or self._usage
         except L2Error as error:
@@ -324,10 +325,11 @@ class L2Tier:
     def _begin_work(self, name: str, action: Callable[[L2Adapter], None]) -> None:
         if not self._opened.is_set():
             raise TierError(f"the tier {self.settings.name} is not open: {self._open_problem}")
-        if self._work is not None:
-            raise TierError(f"the tier {self.settings.name} is busy with a {self._work}; wait until that has ended")
-        self._work, self._work_done = name, 0
-        self._works.append((name, action))
+        with self._ordering:
+            if self._work is not None:
+                raise TierError(f"the tier {self.settings.name} is busy with a {self._work}; wait until that has ended")
+            self._work, self._work_done = name, 0
+            self._works.append((name, action))
         self._wake.set()
 
     def _do_work(self) -> None:
@@ -344,6 +346,8 @@ class L2Tier:
             self._work = None
 
     def _clear(self, adapter: L2Adapter) -> None:
+        # NOTE: Before the first look: whoever writes something behind it finds that out, and deletes it again.
+        self._cleared = self._clock()
         batch: list[str] = []
         for stored in adapter.scan():
             batch.append(stored.name)
@@ -369,11 +373,11 @@ class L2Tier:
                 return
         self._usage = adapter.used() or Usage(self._work_done, size)
 
-    def _new_report(self, problem: str | None, waiting_loads: int, waiting_saves: int) -> TierReport:
+    def _new_report(self, state: TierState, problem: str | None, waiting_loads: int, waiting_saves: int) -> TierReport:
         metering, usage = self._metering, self._usage
         return TierReport(
             name=self.settings.name,
-            state=self._state(problem),
+            state=state,
             problem=problem,
             used_objects=usage.objects if usage else None,
             used_bytes=usage.bytes if usage else None,

@@ -34,6 +34,12 @@ def _arguments() -> argparse.Namespace:
     )
     parser.add_argument("--tokens", type=int, default=TOKENS, help="length of the copied prompt (%(default)s)")
     parser.add_argument("--server", action="append", choices=servers.names(), help="measure this one only; repeatable")
+    parser.add_argument(
+        "--storage",
+        action="append",
+        choices=("filesystem", "mooncake", "s3", "valkey"),
+        help="of the part storage; repeatable",
+    )
     parser.add_argument("--quick", action="store_true", help="one round, a short prompt: does everything still run?")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures there too")
     parser.add_argument("--plot", type=Path, metavar="FILE.png", help="draw the part scale there (needs matplotlib)")
@@ -78,7 +84,20 @@ def _parts() -> dict[str, Callable[[argparse.Namespace, list[str]], list[Section
 
         return scale(chosen.rounds, chosen.plot)
 
-    return {"job": job, "copies": copies, "lookups": lookups, "processes": processes, "http": http, "scale": scale}
+    def storage(chosen: argparse.Namespace, _: list[str]) -> list[Section]:
+        from tests.benchmarks.storage import MATCHES, storage
+
+        return storage(min(chosen.rounds, 5), chosen.storage or list(MATCHES))
+
+    return {
+        "job": job,
+        "copies": copies,
+        "lookups": lookups,
+        "processes": processes,
+        "http": http,
+        "scale": scale,
+        "storage": storage,
+    }
 
 
 def _machine() -> dict[str, str | float]:

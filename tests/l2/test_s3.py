@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -177,6 +178,28 @@ def test_a_file_without_credentials_is_refused_without_repeating_it(
     with pytest.raises(DeniedError, match="no credentials of default") as raised:
         opened(gateway, folder, access_key_id=None, secret_access_key=None)
     assert "secret" not in str(raised.value)
+
+
+def test_the_file_is_read_again(gateway: Gateway, folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("engine.l2.s3_l2._FILE_LIFETIME", timedelta(0))
+    write_credentials(tmp_path, "default", SECRET_ACCESS_KEY)
+    adapter = opened(gateway, folder, access_key_id=None, secret_access_key=None)
+    write_credentials(tmp_path, "default", "a wrong secret")
+    with pytest.raises(DeniedError, match="403"):
+        adapter.contains(["name"])
+    (tmp_path / "credentials").unlink()
+    with pytest.raises(DeniedError, match="no credentials"):
+        adapter.contains(["name"])
+    write_credentials(tmp_path, "default", SECRET_ACCESS_KEY)
+    assert adapter.contains(["name"]) == [False]
+
+
+def test_no_credentials_at_all_are_told_from_a_store_that_is_not_there(
+    gateway: Gateway, folder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_METADATA_ENDPOINT", "http://127.0.0.1:1")
+    with pytest.raises(DeniedError, match="no credentials"):
+        opened(gateway, folder, access_key_id=None, secret_access_key=None)
 
 
 @pytest.mark.parametrize("call", CALLS)

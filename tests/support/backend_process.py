@@ -46,8 +46,6 @@ class BackendProcess:
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 stdin=subprocess.DEVNULL,
-                # A server leaves its sockets and caches here rather than among everybody's.
-                env=os.environ | {"TMPDIR": str(self.folder)},
             )
         try:
             self._wrapped = until(self._child, f"{self.name} begins", START_TIMEOUT)
@@ -58,7 +56,9 @@ class BackendProcess:
         return self
 
     def pause(self) -> None:
+        """Returns when all its threads have stopped."""
         os.kill(self._wrapped, signal.SIGSTOP)
+        until(self._is_stopped, f"{self.name} has stopped")
 
     def resume(self) -> None:
         os.kill(self._wrapped, signal.SIGCONT)
@@ -86,6 +86,12 @@ class BackendProcess:
         pid = self._process.pid
         children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
         return int(children[0]) if children else 0
+
+    def _is_stopped(self) -> bool:
+        states = [
+            stat.read_text().rpartition(") ")[2][0] for stat in Path(f"/proc/{self._wrapped}/task").glob("*/stat")
+        ]
+        return set(states) == {"T"}
 
     def _is_ready_or_dead(self) -> bool:
         self._fail_if_dead()

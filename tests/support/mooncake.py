@@ -103,6 +103,11 @@ class Lender(BackendProcess):
         status, content = self._ask("GET", key)
         return content if status == 200 else None
 
+    def remove(self, prefix: str) -> None:
+        """All objects whose keys begin so."""
+        status, _ = self._ask("DELETE", prefix)
+        assert status == 200, f"the lender answered {status}"
+
     def _ask(self, method: str, key: str, content: bytes | None = None) -> tuple[int, bytes]:
         connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=20)
         try:

@@ -28,6 +28,10 @@ class _Handler(BaseHTTPRequestHandler):
         else:
             self._answer(200, self.store.get(key))
 
+    def do_DELETE(self) -> None:
+        removed = self.store.remove_by_regex(f"^{self.path[1:]}.*", True)
+        self._answer(200 if removed >= 0 else 500, str(removed).encode())
+
     def log_message(self, *_: object) -> None:
         """Nothing."""
 

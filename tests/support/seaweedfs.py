@@ -39,6 +39,10 @@ class SeaweedFS(BackendProcess):
         self._filer, self._master, self._volume = free_ports(3, twin=_GRPC)
         self._program = program()
 
+    def kill(self) -> None:
+        super().kill()
+        remove_sockets(self._filer, self._master, self._volume)
+
     @property
     def filer(self) -> str:
         return f"127.0.0.1:{self._filer}"
@@ -110,6 +114,10 @@ class Gateway(BackendProcess):
         self._identities = folder / "identities.json"
         self._identities.write_text(json.dumps(_identities()))
 
+    def kill(self) -> None:
+        super().kill()
+        remove_sockets(self.port)
+
     @property
     def endpoint(self) -> str:
         return f"http://127.0.0.1:{self.port}"
@@ -128,6 +136,14 @@ class Gateway(BackendProcess):
 
     def is_ready(self) -> bool:
         return listens(self.port)
+
+
+def remove_sockets(*ports: int) -> None:
+    """Those that the servers of the ports have made beside them, always in the same folder."""
+    for port in ports:
+        for number in (port, port + _GRPC):
+            for socket in Path("/tmp").glob(f"seaweedfs-*-{number}.sock"):
+                socket.unlink(missing_ok=True)
 
 
 def _identities() -> dict[str, object]:

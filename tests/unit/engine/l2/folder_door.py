@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+from engine.l2.base import Usage
 from tests.unit.engine.l2.adapter_suite import BackDoor
 
 BLOCK = 4096
+
+
+def blocks(size: int) -> int:
+    """Bytes that an object counts for."""
+    return -(-max(1, size) // BLOCK) * BLOCK
 
 
 class FolderDoor(BackDoor):
@@ -38,8 +49,25 @@ class FolderDoor(BackDoor):
         return [path for path in self.files() if "." in path.name]
 
     def occupied(self) -> int:
-        """Bytes of the blocks of all files in the shards."""
-        return sum(-(-max(1, self._size(path)) // BLOCK) * BLOCK for path in self.files())
+        """Bytes of the blocks of all files in the shards. Nobody reserves or removes anything meanwhile."""
+        with self.account_locked():
+            return sum(blocks(path.stat().st_size) for path in self.files())
+
+    def stored(self) -> Usage:
+        """What the account should say."""
+        objects = [path for path in self.files() if "." not in path.name]
+        return Usage(len(objects), sum(blocks(path.stat().st_size) for path in objects))
+
+    @contextmanager
+    def account_locked(self) -> Iterator[None]:
+        """As long as another server would hold it if it were stopped in the wrong moment."""
+        with (self.folder / "account").open("rb+") as account:
+            fcntl.flock(account, fcntl.LOCK_EX)
+            yield
+
+    def age(self, name: str, seconds: float) -> None:
+        """Makes the last use of an object earlier than now."""
+        os.utime(self.path(name), (0, time.time() - seconds))
 
     def path(self, name: str) -> Path:
         high, low = (self._digit(character) for character in name.rjust(2, "0")[-2:])
@@ -48,11 +76,3 @@ class FolderDoor(BackDoor):
     @staticmethod
     def _digit(character: str) -> str:
         return character if character in "0123456789abcdef" else f"{ord(character) % 16:x}"
-
-    @staticmethod
-    def _size(path: Path) -> int:
-        """Of a file that may go at any time."""
-        try:
-            return path.stat().st_size
-        except FileNotFoundError:
-            return 0
