@@ -100,7 +100,15 @@ def every_tier(reports: Sequence[L2Report], configured: Sequence[L2Settings]) ->
 
 
 def l2_series(tiers: Sequence[L2Report]) -> Iterator[Metric]:
-    """All of them by tier, and in sum where LMCache has that."""
+    """All of them by tier, none without a tier; and in sum where LMCache has that."""
+    if tiers:
+        yield from _by_tier(tiers)
+    yield gauge("lmcache_mp_l2_usage_bytes", "Bytes occupied in L2.", sum(each.tier.used_bytes or 0 for each in tiers))
+    for name, description, number in _SUMS:
+        yield counter(name, description, sum(number(each) or 0 for each in tiers))
+
+
+def _by_tier(tiers: Sequence[L2Report]) -> Iterator[Metric]:
     for name, description, number in _GAUGES:
         yield gauges(name, description, _TIER, [([each.name], number(each) or 0) for each in tiers])
     yield _waiting(tiers)
@@ -109,9 +117,6 @@ def l2_series(tiers: Sequence[L2Report]) -> Iterator[Metric]:
     for name, description, number in _COUNTERS:
         yield counters(name, description, _TIER, [([each.name], number(each) or 0) for each in tiers])
     yield from _times(tiers)
-    yield gauge("lmcache_mp_l2_usage_bytes", "Bytes occupied in L2.", sum(each.tier.used_bytes or 0 for each in tiers))
-    for name, description, number in _SUMS:
-        yield counter(name, description, sum(number(each) or 0 for each in tiers))
 
 
 def _waiting(tiers: Sequence[L2Report]) -> Metric:

@@ -174,6 +174,8 @@ LOOKUPS = LookupReport(
     prefetched_objects=26,
 )
 
+TIERS = (L2Settings("filesystem", "nvme", required=True), L2Settings("s3", "far"))
+
 NVME = L2Report(
     type="filesystem",
     name="nvme",
@@ -224,7 +226,7 @@ NVME = L2Report(
         work_done=17,
     ),
 )
-_FAR = empty_tier(L2Settings("s3", "far"))
+_FAR = empty_tier(TIERS[1])
 FAR = replace(_FAR, is_paused=True, tier=_FAR.tier._replace(state="open", problem=None))
 """A tier that does not tell what it holds."""
 
@@ -432,10 +434,10 @@ class FakeEngine:
 
     def tier(self, name: str) -> FakeTier:
         """One of the report's."""
-        found = next((each for each in self.status().l2 if each.name == name), None)
-        if found is None:
-            raise TierError(f"there is no L2 tier {name!r}; there are: none")
-        return FakeTier(found.tier, self.refusal)
+        tiers = {each.name: each.tier for each in self.status().l2}
+        if name not in tiers:
+            raise TierError(f"there is no L2 tier {name!r}; there are: {', '.join(tiers) or 'none'}")
+        return FakeTier(tiers[name], self.refusal)
 
     def pause_tier(self, name: str, paused: bool, timeout: float) -> None:
         """Remembers it."""
