@@ -6,6 +6,7 @@ from engine.answers import (
     Held,
     JobReport,
     LookReport,
+    Miss,
     ObjectPage,
     ObjectReport,
     PinReport,
@@ -39,7 +40,7 @@ from engine.commands import (
     StartClear,
 )
 from engine.discovery import l2_types, policy_names
-from engine.empty import EMPTY_REPORT
+from engine.empty import EMPTY_REPORT, empty_tier
 from engine.errors import (
     AmbiguousError,
     EngineError,
@@ -134,6 +135,7 @@ __all__ = [
     "LookReport",
     "LookupReport",
     "LoopReport",
+    "Miss",
     "MissReason",
     "MonitorReport",
     "NoMemoryError",
@@ -174,6 +176,7 @@ __all__ = [
     "WorkerPage",
     "WorkerReport",
     "WorkerState",
+    "empty_tier",
     "l2_types",
     "parse_trace",
     "policy_names",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from engine.status import Cleared, MissReason, TransferMode, WorkerState
 
@@ -66,6 +66,14 @@ class Deleted:
     """Keys of which there was no object."""
 
 
+class Miss(NamedTuple):
+    """Why a chunk is not there."""
+
+    reason: MissReason
+    detail: str
+    """The same in a sentence."""
+
+
 @dataclass(frozen=True, slots=True)
 class LookReport:
     """What a lookup would find now."""
@@ -76,7 +84,10 @@ class LookReport:
     detail: str
     """The same in a sentence; empty if all are there."""
     rest: tuple[tuple[bytes, ...], ...] = ()
-    """Chunk by chunk, the keys of the objects of the chunks that L1 does not have."""
+    """Chunk by chunk, the keys of the objects of the further chunks that L1 does not have."""
+    misses: tuple[Miss, ...] = ()
+    """Of each of these chunks, and of an incomplete one behind them, what is to be said if it is the first that is
+    nowhere else either. The first has `reason` and `detail`; empty if all of the prompt is there."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -303,6 +303,7 @@ class Engine:
             found.hit_objects,
             found.prefetched_chunks,
             seconds,
+            found.prefetched_objects,
         )
 
     def _l2_reports(self, reports: Mapping[str, TierReport]) -> tuple[L2Report, ...]:

@@ -1,12 +1,13 @@
-"""The report of an engine that is not there: every number is 0, and nothing is left out. Pure."""
+"""The reports of an engine and of tiers that are not there: every number is 0, and nothing is left out. Pure."""
 
 from __future__ import annotations
 
 from typing import Final, get_args
 
 from engine.histogram import Histogram
-from engine.meters import LOOKUP_BOUNDS, Meters
-from engine.status import L1Report, LookupReport, RefusalReason, StatusReport
+from engine.meters import LOOKUP_BOUNDS, TIER_BOUNDS, Meters
+from engine.settings import L2Settings
+from engine.status import L1Report, L2Report, LookupReport, RefusalReason, StatusReport, TierOutcome, TierReport
 
 EMPTY_REPORT: Final = StatusReport(
     is_healthy=False,
@@ -46,3 +47,43 @@ EMPTY_REPORT: Final = StatusReport(
     ),
     l2=(),
 )
+
+_NOTHING_DONE: Final[tuple[tuple[TierOutcome, int], ...]] = tuple((outcome, 0) for outcome in get_args(TierOutcome))
+_NO_TIME: Final = Histogram(TIER_BOUNDS).snapshot()
+
+
+def empty_tier(settings: L2Settings) -> L2Report:
+    """The report of a tier that is configured and was not made yet."""
+    tier = TierReport(
+        name=settings.name,
+        state="closed",
+        problem="the engine is not there",
+        used_objects=None,
+        used_bytes=None,
+        waiting_loads=0,
+        waiting_saves=0,
+        found_objects=0,
+        absent_objects=0,
+        loads=_NOTHING_DONE,
+        saves=_NOTHING_DONE,
+        loaded_bytes=0,
+        saved_bytes=0,
+        load_seconds=_NO_TIME,
+        save_seconds=_NO_TIME,
+        find_seconds=_NO_TIME,
+        retries=0,
+        work=None,
+        work_done=0,
+    )
+    return L2Report(
+        type=settings.type,
+        name=settings.name,
+        store_policy=settings.store_policy,
+        is_required=settings.required,
+        is_paused=False,
+        capacity_bytes=settings.options.get("capacity"),
+        loaded_objects=0,
+        dropped_saves=0,
+        unsaved_evictions=0,
+        tier=tier,
+    )

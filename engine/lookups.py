@@ -94,6 +94,7 @@ class Lookups:
         self.hit_chunks = 0
         self.missed_chunks = 0
         self.prefetched_chunks = 0
+        self.prefetched_objects = 0
         self._missed: dict[MissReason, int] = dict.fromkeys(_COUNTED, 0)
         self._unexplained: list[bytes] = []
         """First missing objects of lookups whose reasons were not counted yet."""
@@ -281,6 +282,7 @@ class Lookups:
         session.grant(entries, prefetch.readers)
         session.suffix_first = [entry.key for entry in reversed(entries)] + session.suffix_first
         self.hit_objects += len(entries)
+        self.prefetched_objects += len(entries)
         self.prefetched_chunks += chunks
         if chunks < len(prefetch.rows):
             row = [wanted.key for wanted in prefetch.rows[chunks]]

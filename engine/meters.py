@@ -16,6 +16,11 @@ LOOKUP_BOUNDS: Final = (0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 
 """Seconds that the engine thread takes for one lookup."""
 TRANSFER_BOUNDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 """Seconds of one store or retrieve. The last is the age at which copies are given up, unless configured otherwise."""
+TIER_BOUNDS: Final = (
+    *(0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025),
+    *(0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0),
+)
+"""Seconds of one call of an adapter of L2."""
 
 
 class TransferMeter:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from engine.answers import (
     Deleted,
     Held,
     LookReport,
+    Miss,
     ObjectPage,
     ObjectReport,
     SessionPage,
@@ -133,18 +134,24 @@ class Operators:
         fingerprints = self._workers.fingerprints(pair)
         if not fingerprints:
             where = f"no worker of {command.model_name!r} is ready, so no lookup of it can hit"
-            return LookReport(0, "layout_unknown", f"{where}; GET /api/workers tells why")
+            unknown = Miss("layout_unknown", f"{where}; GET /api/workers tells why")
+            return LookReport(0, unknown.reason, unknown.detail, misses=(unknown,))
         spaces = prefixes(pair, command.cache_salt, fingerprints)
         prefix = longest_prefix(self._cache, spaces, command.hashes)
         hits = len(prefix.entries) // len(spaces)
-        if prefix.missing is not None:
-            reason = self._cache.miss_reason(prefix.missing)
-            rest = tuple(tuple(space + hash_ for space in spaces) for hash_ in command.hashes[hits:])
-            return LookReport(hits, reason, f"chunk {hits}: {_DETAIL[reason]}", rest)
+        further = [[space + hash_ for space in spaces] for hash_ in command.hashes[hits:]]
+        # What stands behind a gap in L1 is there all the same once L2 has filled that.
+        rest = [tuple(key for key in row if self._cache.find(key) is None) for row in further]
+        misses = [self._miss(hits + index, rest[index] or row) for index, row in enumerate(further)]
         if command.spare_tokens:
-            few = f"chunk {hits}: {command.spare_tokens} of {self._chunk_size} tokens; only complete chunks are cached"
-            return LookReport(hits, "chunk_incomplete", few)
-        return LookReport(hits, None, "")
+            few = f"{command.spare_tokens} of {self._chunk_size} tokens; only complete chunks are cached"
+            misses.append(Miss("chunk_incomplete", f"chunk {hits + len(rest)}: {few}"))
+        reason, detail = misses[0] if misses else (None, "")
+        return LookReport(hits, reason, detail, tuple(rest), tuple(misses))
+
+    def _miss(self, chunk: int, keys: Sequence[bytes]) -> Miss:
+        reason = self._cache.miss_reason(keys[0])
+        return Miss(reason, f"chunk {chunk}: {_DETAIL[reason]}")
 
     def _session_page(self, now: float, command: ListSessions) -> SessionPage:
         page = self._sessions.page(command.seat, command.limit)

@@ -278,9 +278,15 @@ class Runtime:
             tier.clear()
 
     def find_in_tiers(self, rows: Sequence[tuple[bytes, ...]], timeout: float) -> int:
-        """How many of these chunks, in order, are in the tiers together, with all of their objects."""
+        """How many of these chunks, in order, are in the tiers together, with all of their objects.
+
+        Paused tiers are not asked. `timeout` is for each of the others; one that does not answer in time has nothing.
+        """
         missing = {key for row in rows for key in row}
+        paused = {each.name for each in self._loop.published[1].l2 if each.is_paused}
         for tier in self._tiers.tiers:
+            if tier.settings.name in paused or not missing:
+                continue
             keys = [key for row in rows for key in row if key in missing]
             with suppress(TierError, TimeoutError):
                 found = tier.find(keys).result(timeout)

@@ -160,6 +160,8 @@ class LookupReport(NamedTuple):
     """Chunks that L2 has added to what L1 had."""
     seconds: HistogramReport
     """How long the engine thread took for each."""
+    prefetched_objects: int = 0
+    """Objects of the chunks that L2 has added; they are among `hit_objects`."""
 
 
 class TransferReport(NamedTuple):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
@@ -14,12 +14,14 @@ from engine import (
     AdvisorReport,
     Command,
     EngineError,
+    JobReport,
     LookReport,
     MonitorReport,
     PinReport,
     Question,
     RecordingReport,
     StatusReport,
+    TierReport,
 )
 from service.access import AccessControl
 from service.configuration import Configuration
@@ -37,6 +39,19 @@ JsonObject = dict[str, Any]
 A = TypeVar("A")
 Refusal = Callable[[str], JsonObject]
 """An operation's body for a reason why the engine cannot answer."""
+
+
+class Tier(Protocol):
+    """The part of a tier of L2 that resources use."""
+
+    def report(self) -> TierReport:
+        """What it has done until now. Never raises."""
+
+    def clear(self) -> None:
+        """Begins to delete everything in it. Raises TierError."""
+
+    def rescan(self) -> None:
+        """Begins to count what is in it. Raises TierError."""
 
 
 class Engine(Protocol):
@@ -65,6 +80,24 @@ class Engine(Protocol):
 
     def pin(self, question: Question, ttl: float, timeout: float) -> PinReport:
         """Keeps a prompt's chunks in L1. Raises PinError, EngineTimeoutError, EngineStoppedError."""
+
+    def prefetch(self, question: Question, timeout: float) -> JobReport:
+        """Begins to load what L2 has of a prompt. Raises PrefetchError, AmbiguousError, and as `ask` does."""
+
+    def tier(self, name: str) -> Tier:
+        """A tier of L2. Raises TierError if there is none of that name."""
+
+    def pause_tier(self, name: str, paused: bool, timeout: float) -> None:
+        """Lets nothing be asked of a tier, or lets it be asked again. Raises TierError, and as `ask` does."""
+
+    def clear_tiers(self) -> None:
+        """Begins to delete everything in L2. Raises TierError, and then some tiers may have begun."""
+
+    def find_in_tiers(self, rows: Sequence[tuple[bytes, ...]], timeout: float) -> int:
+        """How many of these chunks, in order, L2 has with all of their objects. Never raises."""
+
+    def delete_in_tiers(self, keys: Sequence[bytes], timeout: float) -> int:
+        """Deletes these objects in L2; returns how many there were. Raises TierError."""
 
 
 @dataclass(frozen=True, slots=True)

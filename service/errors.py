@@ -16,8 +16,10 @@ from engine import (
     EngineTimeoutError,
     NoMemoryError,
     PinError,
+    PrefetchError,
     QuotaError,
     RecordingError,
+    TierError,
 )
 from service.request_id import request_id
 
@@ -32,8 +34,10 @@ _ENGINE_STATUS: dict[type[EngineError], int] = {
     EngineTimeoutError: 503,
     NoMemoryError: 507,
     PinError: 409,
+    PrefetchError: 409,
     QuotaError: 409,
     RecordingError: 409,
+    TierError: 409,
 }
 
 _DETAIL = {

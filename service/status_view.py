@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import fields
 from typing import Any
 
-from engine import KernelGroupReport, L1Report, L2Report, LayoutReport, StatusReport, WorkerReport
+from engine import KernelGroupReport, L1Report, LayoutReport, StatusReport, WorkerReport
+from service.tier_view import tier_body
 
 ENGINE_TYPE = "MPCacheEngine"
 
@@ -59,7 +60,8 @@ def _storage(report: StatusReport) -> dict[str, Any]:
         "is_healthy": all(adapter.is_healthy for adapter in report.l2),
         "l1_manager": _l1(report.l1),
         "eviction_controller": {"eviction_policy": report.eviction_policy},
-        "l2_adapters": [_l2(adapter) for adapter in report.l2],
+        "prefetched_chunks": report.lookups.prefetched_chunks,
+        "l2_adapters": [tier_body(adapter) for adapter in report.l2],
     }
 
 
@@ -79,7 +81,3 @@ def _l1(l1: L1Report) -> dict[str, Any]:
         "refusals": l1.refused_objects,
         "cleared": l1.cleared_objects,
     }
-
-
-def _l2(adapter: L2Report) -> dict[str, Any]:
-    return {"type": adapter.type, "is_healthy": adapter.is_healthy}

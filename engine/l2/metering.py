@@ -4,24 +4,13 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from typing import Final, Literal
+from typing import Final, Literal, get_args
 
 from engine.histogram import Histogram
+from engine.meters import TIER_BOUNDS
 from engine.status import TierOutcome
 
-BOUNDS: Final = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
-"""Seconds of one call of an adapter."""
-
-OUTCOMES: Final[tuple[TierOutcome, ...]] = (
-    "done",
-    "absent",
-    "damaged",
-    "unavailable",
-    "refused",
-    "full",
-    "late",
-    "busy",
-)
+OUTCOMES: Final[tuple[TierOutcome, ...]] = get_args(TierOutcome)
 
 Direction = Literal["load", "save"]
 
@@ -36,7 +25,7 @@ class Metering:
             direction: Counter(dict.fromkeys(OUTCOMES, 0)) for direction in ("load", "save")
         }
         self.bytes: dict[Direction, int] = {"load": 0, "save": 0}
-        self.seconds = {name: Histogram(BOUNDS) for name in ("load", "save", "find")}
+        self.seconds = {name: Histogram(TIER_BOUNDS) for name in ("load", "save", "find")}
         self.found_objects = 0
         self.absent_objects = 0
         self.retries = 0

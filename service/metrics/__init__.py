@@ -13,13 +13,14 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import Metric
 from prometheus_client.registry import Collector
 
-from engine import AdvisorReport, CheckReport, LoopReport, RecordingReport, StatusReport
+from engine import AdvisorReport, CheckReport, L2Settings, LoopReport, RecordingReport, StatusReport
 from service.configuration import ReloadReport
 from service.http_metrics import HttpReport
 from service.metrics.advisor_series import advisor_series, recording_series
 from service.metrics.engine_series import engine_series
 from service.metrics.health_series import check_series, loop_series, reload_series
 from service.metrics.http_series import http_series
+from service.metrics.l2_series import every_tier, l2_series
 from service.metrics.process_series import process_series
 
 
@@ -35,6 +36,8 @@ class Sources:
     checks: Sequence[CheckReport] = ()
     advisor: AdvisorReport | None = None
     recording: RecordingReport | None = None
+    tiers: Sequence[L2Settings] = ()
+    """The tiers of L2 that are configured."""
 
 
 class _Collector(Collector):
@@ -43,10 +46,12 @@ class _Collector(Collector):
 
     def collect(self) -> Iterable[Metric]:
         sources = self._sources
+        tiers = every_tier(sources.engine.l2 if sources.engine else (), sources.tiers)
         yield from process_series()
-        yield from engine_series(sources.engine)
+        yield from engine_series(sources.engine, tiers)
+        yield from l2_series(tiers)
         yield from loop_series(sources.loops)
-        yield from check_series(sources.checks)
+        yield from check_series(sources.checks, [each.name for each in tiers if each.is_required])
         yield from reload_series(sources.reload)
         yield from http_series(sources.http)
         yield from advisor_series(sources.advisor)

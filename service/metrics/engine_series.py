@@ -7,15 +7,24 @@ from typing import Final, get_args
 
 from prometheus_client.core import Metric
 
-from engine import EMPTY_REPORT, L1Report, LookupReport, MissReason, StatusReport, TransferReport, WorkerState
+from engine import (
+    EMPTY_REPORT,
+    L1Report,
+    L2Report,
+    LookupReport,
+    MissReason,
+    StatusReport,
+    TransferReport,
+    WorkerState,
+)
 from service.metrics.families import counter, counters, gauge, gauges, histogram, histograms
 
 MISS_REASONS: Final = tuple(reason for reason in get_args(MissReason) if reason != "chunk_incomplete")
 """Why a lookup found no more than it did; it asks for complete chunks only."""
 
 
-def engine_series(report: StatusReport | None) -> Iterator[Metric]:
-    """Everything of the report; None stands for an engine that is not there."""
+def engine_series(report: StatusReport | None, tiers: Sequence[L2Report]) -> Iterator[Metric]:
+    """Everything of the report, and of the tiers what they are in sum; None stands for an engine that is not there."""
     yield gauge("kvkeep_engine_ready", "1 once the engine serves requests.", report is not None)
     report = report or EMPTY_REPORT
     yield gauge("kvkeep_engine_healthy", "1 while the engine has no problem to report.", report.is_healthy)
@@ -29,7 +38,7 @@ def engine_series(report: StatusReport | None) -> Iterator[Metric]:
     yield gauge("lmcache_mp_active_prefetch_jobs", "Lookups that wait for L2.", report.active_prefetch_jobs)
     yield from _lookups(report.lookups, report.l1, report.chunk_size)
     yield from _transfers(report.transfers)
-    yield from _tiers(report.l1)
+    yield from _tiers(report.l1, tiers)
     yield from _l1(report.l1)
     yield misses(report.l1.missed_lookups)
 
@@ -48,24 +57,32 @@ def _workers(report: StatusReport) -> Metric:
 
 
 def _lookups(lookups: LookupReport, l1: L1Report, chunk_size: int) -> Iterator[Metric]:
-    asked, hits = (l1.hit_chunks + l1.missed_chunks) * chunk_size, l1.hit_chunks * chunk_size
+    asked, in_l1 = (l1.hit_chunks + l1.missed_chunks) * chunk_size, l1.hit_chunks * chunk_size
+    from_l2 = lookups.prefetched_chunks * chunk_size
     yield histogram("kvkeep_lookup_duration_seconds", "Time of the engine thread for a lookup.", lookups.seconds)
     yield counters(
-        "kvkeep_hit_tokens_total", "Tokens that lookups found, by tier.", ["tier"], [(["l1"], hits), (["l2"], 0)]
+        "kvkeep_hit_tokens_total", "Tokens that lookups found, by tier.", ["tier"], [(["l1"], in_l1), (["l2"], from_l2)]
     )
     yield counter("lmcache_mp_lookups_requests_total", "Lookups answered with a result.", lookups.requests)
     yield counter(
         "lmcache_mp_lookup_requested_tokens_total", "Tokens of complete chunks that lookups asked for.", asked
     )
-    yield counter("lmcache_mp_lookup_hit_tokens_total", "Tokens that lookups found.", hits)
-    yield counter("lmcache_mp_lookup_hit_l1_tokens_total", "Tokens that lookups found in L1.", hits)
-    yield counter("lmcache_mp_lookup_hit_l2_tokens_total", "Tokens that lookups found in L2 beyond those in L1.", 0)
+    yield counter(
+        "kvkeep_prefetched_chunks_total", "Chunks that L2 has added to what L1 had.", lookups.prefetched_chunks
+    )
+    yield counter("lmcache_mp_lookup_hit_tokens_total", "Tokens that lookups found.", in_l1 + from_l2)
+    yield counter("lmcache_mp_lookup_hit_l1_tokens_total", "Tokens that lookups found in L1.", in_l1)
+    yield counter(
+        "lmcache_mp_lookup_hit_l2_tokens_total", "Tokens that lookups found in L2 beyond those in L1.", from_l2
+    )
     yield counter(
         "lmcache_mp_lookup_hit_l1_keys_total",
         "Objects that lookups found in L1, one for each chunk, shard and layout.",
-        lookups.hit_objects,
+        lookups.hit_objects - lookups.prefetched_objects,
     )
-    yield counter("lmcache_mp_lookup_hit_l2_keys_total", "Objects that lookups loaded from L2.", 0)
+    yield counter(
+        "lmcache_mp_lookup_hit_l2_keys_total", "Objects that lookups loaded from L2.", lookups.prefetched_objects
+    )
     yield counters(
         "lmcache_mp_lookup_early_exit_requests_total",
         "Lookups that looked for nothing: no worker of the model can be served, or the prompt has no complete chunk.",
@@ -112,20 +129,19 @@ def _server_copies(transfers: Sequence[TransferReport]) -> Iterator[Metric]:
         yield counter(f"lmcache_mp_num_finished_{each.direction}s_total", f"Ended {what}, well or not.", each.ended)
 
 
-def _tiers(l1: L1Report) -> Iterator[Metric]:
+def _tiers(l1: L1Report, tiers: Sequence[L2Report]) -> Iterator[Metric]:
     yield gauges(
         "kvkeep_cached_bytes",
         "Bytes occupied, by tier.",
         ["tier"],
-        [(["l1"], l1.memory_used_bytes), (["l2"], 0)],
+        [(["l1"], l1.memory_used_bytes), (["l2"], sum(each.tier.used_bytes or 0 for each in tiers))],
     )
     yield gauges(
         "kvkeep_cached_objects",
         "Objects that can be found, by tier.",
         ["tier"],
-        [(["l1"], l1.total_object_count), (["l2"], 0)],
+        [(["l1"], l1.total_object_count), (["l2"], sum(each.tier.used_objects or 0 for each in tiers))],
     )
-    yield gauge("lmcache_mp_l2_usage_bytes", "Bytes occupied in L2.", 0)
 
 
 def _l1(l1: L1Report) -> Iterator[Metric]:

@@ -34,10 +34,11 @@ def loop_series(loops: Sequence[LoopReport]) -> Iterator[Metric]:
     )
 
 
-def check_series(checks: Sequence[CheckReport]) -> Iterator[Metric]:
+def check_series(checks: Sequence[CheckReport], required_tiers: Sequence[str] = ()) -> Iterator[Metric]:
     """Whether every check passed, and how long it took; 0 seconds stand for a check that has not come back."""
-    passing = dict.fromkeys(CHECKS, False) | {each.name: each.ok for each in checks}
-    latencies = dict.fromkeys(CHECKS, 0.0) | {each.name: each.latency_seconds or 0.0 for each in checks}
+    names = [*CHECKS, *(f"l2:{tier}" for tier in required_tiers)]
+    passing = dict.fromkeys(names, False) | {each.name: each.ok for each in checks}
+    latencies = dict.fromkeys(names, 0.0) | {each.name: each.latency_seconds or 0.0 for each in checks}
     yield gauges(
         "kvkeep_check_ok",
         "1 while a check of the data path passes.",

@@ -47,12 +47,19 @@ def job_body(job: JobReport) -> JsonObject:
         "id": job.id,
         "kind": job.kind,
         "state": job.state,
-        "progress": job.done / job.total if job.total else float(job.state == "done"),
+        "progress": job_progress(job),
         "dry_run": job.dry_run,
         "objects": job.objects,
         "bytes": job.bytes,
         "age_seconds": job.age,
     }
+
+
+def job_progress(job: JobReport) -> float:
+    """How far it is, 0 to 1. One that ended is through, also where less has come than it wanted."""
+    if job.state == "done":
+        return 1.0
+    return job.done / job.total if job.total else 0.0
 
 
 def routes(context: Context) -> list[tuple[str, Any]]:

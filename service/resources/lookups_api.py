@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 import falcon
 
-from engine import LookReport, Question
+from engine import LookReport, Question, StatusReport
 from service.context import ANSWER_TIMEOUT, Context, JsonObject
 from service.operations import operation
+
+FIND_TIMEOUT: Final = 2.0
+"""Seconds that each tier of L2 has to say what is there; a tier that is slower counts as empty."""
 
 
 class Lookups:
@@ -24,21 +27,34 @@ class Lookups:
         tokens: list[int] = body["tokens"]
         question = Question(tokens, body["model"], body.get("world_size"), body.get("cache_salt", ""))
         with self._context.running() as engine:
-            chunk_size = engine.status().chunk_size
-            resp.media = _body(engine.look(question, ANSWER_TIMEOUT), len(tokens), chunk_size)
+            status = engine.status()
+            found = engine.look(question, ANSWER_TIMEOUT)
+            further = engine.find_in_tiers(found.rest, FIND_TIMEOUT) if status.l2 and found.rest else 0
+        resp.media = _body(found, further, len(tokens), status)
 
 
-def _body(found: LookReport, tokens: int, chunk_size: int) -> JsonObject:
-    miss = {"chunk": found.hit_chunks, "reason": found.reason, "detail": found.detail} if found.reason else None
+def _body(found: LookReport, further: int, tokens: int, status: StatusReport) -> JsonObject:
+    """`further`: chunks behind those that L1 has which are there with the help of L2."""
+    hits = found.hit_chunks + further
+    from_l2 = sum(bool(keys) for keys in found.rest[:further])
     return {
         "tokens": tokens,
-        "chunk_size": chunk_size,
-        "chunks": tokens // chunk_size,
-        "hit_chunks": found.hit_chunks,
-        "hit_tokens": found.hit_chunks * chunk_size,
-        "tiers": {"l1": found.hit_chunks, "l2": 0},
-        "first_miss": miss,
+        "chunk_size": status.chunk_size,
+        "chunks": tokens // status.chunk_size,
+        "hit_chunks": hits,
+        "hit_tokens": hits * status.chunk_size,
+        "tiers": {"l1": hits - from_l2, "l2": from_l2},
+        "first_miss": _first_miss(found, further, bool(status.l2)),
     }
+
+
+def _first_miss(found: LookReport, further: int, has_l2: bool) -> JsonObject | None:
+    if further == len(found.misses):
+        return None
+    miss = found.misses[further]
+    was_asked_for = has_l2 and further < len(found.rest)
+    detail = f"{miss.detail}; L2 does not have it" if was_asked_for else miss.detail
+    return {"chunk": found.hit_chunks + further, "reason": miss.reason, "detail": detail}
 
 
 def routes(context: Context) -> list[tuple[str, Any]]:

@@ -41,11 +41,20 @@ class Metrics:
 
         engine, context = self._context.engine(), self._context
         health = engine.checks() if engine else NO_CHECKS
-        reload = context.config.in_force.report
+        in_force = context.config.in_force
         http = context.http_metrics.report()
         advisor, recording = (engine.advice(), engine.recording()) if engine else (None, None)
         return metrics.exposition(
-            metrics.Sources(self._report(), http, reload, health.loops, health.checks, advisor, recording)
+            metrics.Sources(
+                engine=self._report(),
+                http=http,
+                reload=in_force.report,
+                loops=health.loops,
+                checks=health.checks,
+                advisor=advisor,
+                recording=recording,
+                tiers=in_force.settings.engine.l2,
+            )
         )
 
     def _report(self) -> StatusReport | None:

@@ -15,7 +15,16 @@ from service.app import create_app
 from service.document import Document
 from tests.support.configuration import reloadable
 from tests.support.example_requests import example_request
-from tests.support.fake_engine import UNHEALTHY, BusyEngine, FakeEngine, UnsureEngine, context, stopped, stuck
+from tests.support.fake_engine import (
+    UNHEALTHY,
+    WITHOUT_L2,
+    BusyEngine,
+    FakeEngine,
+    UnsureEngine,
+    context,
+    stopped,
+    stuck,
+)
 from tests.support.server import Server
 
 DOCUMENT = Document.load(assets.openapi_path())
@@ -104,7 +113,8 @@ def test_links_lead_where_the_document_says(server: Server) -> None:
 @pytest.mark.parametrize("operation", list(DOCUMENT.operations()), ids=str)
 def test_the_states_above_reach_every_status_that_a_responder_declares(operation, tmp_path: Path) -> None:
     """The runs above are worth what they reach: 200 and 503 of every operation that has both."""
-    engines = (None, FakeEngine(), FakeEngine(UNHEALTHY), stopped(), stuck(), BusyEngine(), UnsureEngine())
+    reporting = (FakeEngine(), FakeEngine(UNHEALTHY), FakeEngine(WITHOUT_L2))
+    engines = (None, *reporting, stopped(), stuck(), BusyEngine(), UnsureEngine())
     states = [context(engine) for engine in engines]
     states += [replace(context(FakeEngine()), config=config) for config in reloadable(tmp_path)]
     reached = set()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from engine import EngineError
+from engine import EngineError, L2Settings
 from service import assets, live
 from service.access import AccessControl
 from service.appliers import Applier
@@ -34,6 +34,10 @@ class TunedEngine:
     def change_policy(self, name: str) -> None:
         """Takes the policy."""
         self._call("change_policy", name)
+
+    def configure_tiers(self, tiers: tuple[L2Settings, ...]) -> None:
+        """Takes the tiers."""
+        self._call("configure_tiers", [tier.name for tier in tiers])
 
     def set_advisor(self, enabled: bool) -> None:
         """Takes it."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -22,12 +23,14 @@ from engine import (
     EngineStoppedError,
     EngineTimeoutError,
     Estimate,
+    FindJob,
     Held,
     HistogramReport,
     JobReport,
     KernelGroupReport,
     L1Report,
     L2Report,
+    L2Settings,
     LayoutReport,
     ListJobs,
     ListObjects,
@@ -39,12 +42,14 @@ from engine import (
     LookReport,
     LookupReport,
     LoopReport,
+    Miss,
     MonitorReport,
     ObjectPage,
     ObjectReport,
     PinError,
     PinReport,
     PinReports,
+    PrefetchError,
     Question,
     QuotaError,
     QuotaReport,
@@ -56,11 +61,14 @@ from engine import (
     SetQuota,
     StartClear,
     StatusReport,
+    TierError,
+    TierReport,
     TransferReport,
     Unpinned,
     WorkerActivity,
     WorkerPage,
     WorkerReport,
+    empty_tier,
 )
 from service import assets
 from service.context import A, Context
@@ -161,8 +169,66 @@ LOOKUPS = LookupReport(
     without_workers=18,
     without_chunks=19,
     hit_objects=240,
+    prefetched_chunks=13,
     seconds=HistogramReport(BOUNDS, (20, 6, 4), 12.5),
+    prefetched_objects=26,
 )
+
+TIERS = (L2Settings("filesystem", "nvme", required=True), L2Settings("s3", "far"))
+
+NVME = L2Report(
+    type="filesystem",
+    name="nvme",
+    store_policy="write_back",
+    is_required=True,
+    is_paused=False,
+    capacity_bytes=1 << 40,
+    loaded_objects=71,
+    dropped_saves=72,
+    unsaved_evictions=73,
+    tier=TierReport(
+        name="nvme",
+        state="open",
+        problem=None,
+        used_objects=48,
+        used_bytes=48 << 25,
+        waiting_loads=3,
+        waiting_saves=5,
+        found_objects=81,
+        absent_objects=82,
+        loads=(
+            ("done", 70),
+            ("absent", 2),
+            ("damaged", 1),
+            ("unavailable", 0),
+            ("refused", 0),
+            ("full", 0),
+            ("late", 4),
+            ("busy", 0),
+        ),
+        saves=(
+            ("done", 60),
+            ("absent", 0),
+            ("damaged", 0),
+            ("unavailable", 7),
+            ("refused", 0),
+            ("full", 5),
+            ("late", 0),
+            ("busy", 6),
+        ),
+        loaded_bytes=70 << 25,
+        saved_bytes=60 << 25,
+        load_seconds=HistogramReport(BOUNDS, (60, 8, 2), 21.5),
+        save_seconds=HistogramReport(BOUNDS, (50, 7, 3), 31.5),
+        find_seconds=HistogramReport(BOUNDS, (9, 1, 0), 1.5),
+        retries=83,
+        work="rescan",
+        work_done=17,
+    ),
+)
+_FAR = empty_tier(TIERS[1])
+FAR = replace(_FAR, is_paused=True, tier=_FAR.tier._replace(state="open", problem=None))
+"""A tier that does not tell what it holds."""
 
 TRANSFERS = tuple(
     TransferReport(
@@ -203,26 +269,40 @@ HEALTHY = StatusReport(
     lookups=LOOKUPS,
     transfers=TRANSFERS,
     l1=L1,
-    l2=(),
+    l2=(NVME, FAR),
 )
+WITHOUT_L2 = replace(HEALTHY, l2=())
 
 UNHEALTHY = replace(
     HEALTHY,
     is_healthy=False,
     problems=("the transfer thread has ended", "the engine thread is late"),
-    l2=(L2Report("fs", is_healthy=False), L2Report("redis", is_healthy=True)),
+    l2=(replace(NVME, tier=NVME.tier._replace(state="failing", problem="nvme (reading): no such folder")), FAR),
 )
 
 
 CLEARED = JobReport(3, "clear", "done", 9, 9, objects=8, bytes=1 << 28, dry_run=False, age=0.5)
 
+BUSY = TierError("the tier nvme is busy with a rescan; wait until that has ended")
+PREFETCHED = JobReport(8, "prefetch", "running", 2, 8, objects=4, bytes=1 << 27, dry_run=False, age=0.25)
+
 QUOTA = QuotaReport("team-a", 1 << 33, 1 << 31, 1 << 30, "api")
 PIN = PinReport("9f86d081884c7d65", "llama", "", 8, 8, 8 << 25, 3600.0)
+
+_EVICTED = Miss("evicted", "chunk 2: it was evicted to make room for others")
+LOOK = LookReport(
+    2,
+    *_EVICTED,
+    rest=((b"2" * 48,), (), (b"4" * 48,)),
+    misses=(_EVICTED, Miss("evicted", "chunk 3: ..."), Miss("cleared", "chunk 4: it was cleared")),
+)
+"""Of five chunks L1 has the first two and the fourth."""
 
 ANSWERS: dict[type[Command[Any]], Any] = {
     ClearAll: Cleared(objects=8, bytes=1 << 28),
     StartClear: replace(CLEARED, state="running", done=3),
     AwaitJob: CLEARED,
+    FindJob: PREFETCHED,
     ListJobs: (replace(CLEARED, id=7, state="running", done=3), CLEARED),
     ListObjects: ObjectPage(
         (ObjectReport(b"k" * 48, "llama", 2, 1, b"f" * 16, "tenant", 1 << 25, True, 1, 2.5),), next_place=512
@@ -299,6 +379,9 @@ class FakeEngine:
         self.refusal = refusal
         self.found = checks or (PASSING if report.is_healthy else failing("transfer", report.problems[0]))
         self.clears = 0
+        self.l2_clears = 0
+        self.paused: dict[str, bool] = {}
+        """What was asked last, by tier."""
 
     def checks(self) -> MonitorReport:
         """What the monitor has found."""
@@ -335,7 +418,7 @@ class FakeEngine:
         """Two chunks and a reason, or the refusal."""
         if self.refusal is not None:
             raise self.refusal
-        return LookReport(2, "evicted", "chunk 2: it was evicted to make room for others")
+        return LOOK
 
     def pin(self, question: Question, ttl: float, timeout: float) -> PinReport:
         """A pin, or the refusal."""
@@ -343,15 +426,76 @@ class FakeEngine:
             raise self.refusal
         return PIN
 
+    def prefetch(self, question: Question, timeout: float) -> JobReport:
+        """A job, or the refusal."""
+        if self.refusal is not None:
+            raise self.refusal
+        return PREFETCHED
+
+    def tier(self, name: str) -> FakeTier:
+        """One of the report's."""
+        tiers = {each.name: each.tier for each in self.status().l2}
+        if name not in tiers:
+            raise TierError(f"there is no L2 tier {name!r}; there are: {', '.join(tiers) or 'none'}")
+        return FakeTier(tiers[name], self.refusal)
+
+    def pause_tier(self, name: str, paused: bool, timeout: float) -> None:
+        """Remembers it."""
+        if self.refusal is not None:
+            raise self.refusal
+        self.paused[name] = paused
+
+    def clear_tiers(self) -> None:
+        """Counts it."""
+        self.l2_clears += 1
+
+    def find_in_tiers(self, rows: Sequence[tuple[bytes, ...]], timeout: float) -> int:
+        """All but the last."""
+        return len(rows) - 1
+
+    def delete_in_tiers(self, keys: Sequence[bytes], timeout: float) -> int:
+        """One of them was there."""
+        return 1
+
+
+class FakeTier:
+    """A tier that does what it is told, or refuses."""
+
+    def __init__(self, report: TierReport, refusal: EngineError | None) -> None:
+        self._report = report
+        self._refusal = refusal
+        self.works: list[str] = []
+
+    def report(self) -> TierReport:
+        """Always the same."""
+        return self._report
+
+    def clear(self) -> None:
+        """Notes it."""
+        self._begin("clear")
+
+    def rescan(self) -> None:
+        """Notes it."""
+        self._begin("rescan")
+
+    def _begin(self, work: str) -> None:
+        if self._refusal is not None:
+            raise self._refusal
+        self.works.append(work)
+
 
 class UnsureEngine(FakeEngine):
-    """An engine whose model runs with several world sizes, that has had no jobs, and has no room for quotas or pins."""
+    """An engine whose model runs with several world sizes, that has had no jobs, and no room for quotas or pins; its
+    tiers are busy."""
 
     def ask(self, command: Command[A], timeout: float) -> A:
         """Remembers no jobs."""
         if isinstance(command, ListJobs):
             none: Any = ()
             return none  # type: ignore[no-any-return]
+        if isinstance(command, FindJob):
+            nothing: Any = None
+            return nothing  # type: ignore[no-any-return]
         if isinstance(command, SetQuota | DropQuota):
             raise QuotaError("too much")
         if isinstance(command, LookAtQuota):
@@ -370,6 +514,22 @@ class UnsureEngine(FakeEngine):
     def look(self, question: Question, timeout: float) -> LookReport:
         """Asks back."""
         raise AmbiguousError("say which")
+
+    def prefetch(self, question: Question, timeout: float) -> JobReport:
+        """Has no worker."""
+        raise PrefetchError("no worker of 'llama' is ready, so it is not known what to load")
+
+    def tier(self, name: str) -> FakeTier:
+        """Has other work."""
+        return FakeTier(super().tier(name).report(), BUSY)
+
+    def clear_tiers(self) -> None:
+        """Refuses."""
+        raise BUSY
+
+    def delete_in_tiers(self, keys: Sequence[bytes], timeout: float) -> int:
+        """Refuses."""
+        raise TierError("the storage did not do it: unavailable")
 
 
 class BusyEngine(FakeEngine):

@@ -177,7 +177,7 @@ def test_lookups_are_counted_by_what_kept_them_from_looking() -> None:
     driver.lookup(TOKENS[:15])
     driver.lookup(TOKENS, model_name="nobody's")
     driver.start(m.Lookup(key(TOKENS, cache_salt="a/b"), b"\x01"))
-    assert driver.report().lookups == LookupReport(4, 1, 1, 3, NOTHING_COUNTED)
+    assert driver.report().lookups == LookupReport(4, 1, 1, 3, 0, NOTHING_COUNTED)
 
 
 def test_nothing_new_is_no_new_report() -> None:

@@ -395,6 +395,19 @@ class TestLook:
         assert driver.ranked == order
         assert driver.leased == 0
 
+    def test_it_names_what_further_tiers_would_have_to_have(self, driver: Driver) -> None:
+        """What L1 has behind a gap is not asked of anybody; an incomplete chunk is nowhere."""
+        driver.store([7] * 16)
+        tokens = [*range(48), *range(900, 920)]
+        _, second, _, last = driver.look(tokens).rest
+        driver.store(range(48))
+        driver.tell(DeleteObjects(second))
+        look = driver.look(tokens)
+        assert (look.hit_chunks, look.rest) == (1, (second, (), last))
+        assert look.misses[0] == (look.reason, look.detail) == ("cleared", "chunk 1: it was cleared")
+        assert [miss.reason for miss in look.misses[2:]] == ["never_stored", "chunk_incomplete"]
+        assert look.misses[-1].detail.startswith("chunk 4: 4 of 16 tokens")
+
     def test_where_all_is_there_nothing_is_wrong(self, driver: Driver) -> None:
         driver.store(range(48))
         look = driver.look(range(48))

@@ -77,7 +77,7 @@ def test_values_of_the_environment_are_not_shown(file: Path) -> None:
 
 def test_the_meaning_of_a_lists_entry_is_its_own(file: Path) -> None:
     [row] = setting_rows(SCHEMA, [Setting(("l2", 0, "type"), "fs", DEFAULT)])
-    assert (row["setting"], row["description"]) == ("l2[0].type", "Which adapter. None exists yet.")
+    assert (row["setting"], row["description"]) == ("l2[0].type", "Which adapter.")
 
 
 def test_a_reload_without_a_body_applies(file: Path) -> None:

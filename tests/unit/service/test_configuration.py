@@ -73,6 +73,20 @@ def test_a_switch_by_request_holds_until_a_reload_changes_the_setting(file: Path
     assert sorted(engine.calls) == [("record", True), ("set_advisor", False)]
 
 
+def test_tiers_come_and_go_with_the_file_and_stay_where_they_cannot_be_changed(file: Path) -> None:
+    engine = TunedEngine()
+    config = configuration(file, engine)
+    for text, names in (("l2: [{type: memory}, {type: memory, name: far}]", ["memory", "far"]), ("", [])):
+        file.write_text(f"l1: {{size: 2GiB}}\n{text}")
+        config.reload("request")
+        assert engine.calls.pop() == ("configure_tiers", names)
+    engine.refuse("configure_tiers", "the L2 tier 'far' is required and could not be opened")
+    file.write_text("l1: {size: 2GiB}\nl2: [{type: memory, name: far, required: true}]")
+    with pytest.raises(ApplyError, match="l2 could not be changed: the L2 tier 'far' is required"):
+        config.reload("request")
+    assert config.in_force.settings.engine.l2 == ()
+
+
 def test_without_a_difference_nothing_is_applied_but_the_origins_are_new(file: Path) -> None:
     engine = TunedEngine()
     config = configuration(file, engine)
@@ -331,10 +345,10 @@ def test_every_live_setting_is_applied_by_something_and_the_other_way_round() ->
     appliers = live.appliers(lambda: None, LARGEST_L1, Logs(), AccessControl())
     assert disagreements(SCHEMA, appliers) == []
     schema = copy.deepcopy(SCHEMA)
-    schema["properties"]["l2"]["x-live"] = True
+    schema["properties"]["server"]["properties"]["port"]["x-live"] = True
     del schema["properties"]["l1"]["properties"]["size"]["x-live"]
     assert disagreements(schema, appliers) == [
-        "config/schema.json: l2 is x-live, but nothing applies it while the process runs",
+        "config/schema.json: server.port is x-live, but nothing applies it while the process runs",
         "config/schema.json: l1.size can be applied live, but nothing there is x-live",
     ]
 

@@ -8,11 +8,11 @@ from typing import get_args
 
 import pytest
 
-from engine import CheckReport, HistogramReport, LoopReport, StatusReport, TransferMode, WorkerState
+from engine import CheckReport, HistogramReport, LoopReport, StatusReport, TierOutcome, TransferMode, WorkerState
 from service import __version__
 from service.metrics.engine_series import MISS_REASONS, misses
 from service.metrics.families import histogram
-from tests.support.fake_engine import ADVICE, HEALTHY, L1, RECORDING, UNHEALTHY
+from tests.support.fake_engine import ADVICE, HEALTHY, L1, RECORDING, TIERS, UNHEALTHY, WITHOUT_L2
 from tests.unit.service.exposition import exposition, families, http_metrics, samples, value
 
 TOKENS = 256
@@ -36,7 +36,8 @@ TRUE_FROM_THE_START = ("kvkeep_config_reload_success", "kvkeep_config_last_reloa
         ("kvkeep_dropped_messages_total", {}, 10),
         ("kvkeep_dropped_replies_total", {}, 11),
         ("kvkeep_hit_tokens_total", {"tier": "l1"}, 120 * TOKENS),
-        ("kvkeep_hit_tokens_total", {"tier": "l2"}, 0),
+        ("kvkeep_hit_tokens_total", {"tier": "l2"}, 13 * TOKENS),
+        ("kvkeep_prefetched_chunks_total", {}, 13),
         ("kvkeep_lookup_duration_seconds_count", {}, 30),
         ("kvkeep_lookup_duration_seconds_sum", {}, 12.5),
         ("kvkeep_lookup_duration_seconds_bucket", {"le": "0.25"}, 20),
@@ -49,8 +50,9 @@ TRUE_FROM_THE_START = ("kvkeep_config_reload_success", "kvkeep_config_last_reloa
         ("kvkeep_retrieved_bytes_total", {"mode": "lmcache_driven"}, 61),
         ("kvkeep_transfers_in_progress", {"direction": "retrieve", "mode": "engine_driven"}, 2),
         ("kvkeep_cached_bytes", {"tier": "l1"}, 1 << 28),
-        ("kvkeep_cached_bytes", {"tier": "l2"}, 0),
+        ("kvkeep_cached_bytes", {"tier": "l2"}, 48 << 25),
         ("kvkeep_cached_objects", {"tier": "l1"}, 8),
+        ("kvkeep_cached_objects", {"tier": "l2"}, 48),
         ("kvkeep_l1_capacity_bytes", {}, 1 << 30),
         ("kvkeep_l1_objects", {"state": "ready"}, 8),
         ("kvkeep_l1_objects", {"state": "leased"}, 2),
@@ -64,11 +66,11 @@ TRUE_FROM_THE_START = ("kvkeep_config_reload_success", "kvkeep_config_last_reloa
         ("kvkeep_l1_cleared_objects_total", {}, 4),
         ("lmcache_mp_lookups_requests_total", {}, 30),
         ("lmcache_mp_lookup_requested_tokens_total", {}, (120 + 14) * TOKENS),
-        ("lmcache_mp_lookup_hit_tokens_total", {}, 120 * TOKENS),
+        ("lmcache_mp_lookup_hit_tokens_total", {}, (120 + 13) * TOKENS),
         ("lmcache_mp_lookup_hit_l1_tokens_total", {}, 120 * TOKENS),
-        ("lmcache_mp_lookup_hit_l2_tokens_total", {}, 0),
-        ("lmcache_mp_lookup_hit_l1_keys_total", {}, 240),
-        ("lmcache_mp_lookup_hit_l2_keys_total", {}, 0),
+        ("lmcache_mp_lookup_hit_l2_tokens_total", {}, 13 * TOKENS),
+        ("lmcache_mp_lookup_hit_l1_keys_total", {}, 240 - 26),
+        ("lmcache_mp_lookup_hit_l2_keys_total", {}, 26),
         ("lmcache_mp_lookup_early_exit_requests_total", {"reason": "no_gpu_context"}, 18),
         ("lmcache_mp_lookup_early_exit_requests_total", {"reason": "empty_chunk_hashes"}, 19),
         ("lmcache_mp_num_submitted_stores_total", {}, 40),
@@ -85,7 +87,36 @@ TRUE_FROM_THE_START = ("kvkeep_config_reload_success", "kvkeep_config_last_reloa
         ("lmcache_mp_l1_memory_usage_bytes", {}, 1 << 28),
         ("lmcache_mp_l1_usage_ratio", {}, 0.25),
         ("lmcache_mp_l1_staging_bytes", {}, 1 << 25),
-        ("lmcache_mp_l2_usage_bytes", {}, 0),
+        ("lmcache_mp_l2_usage_bytes", {}, 48 << 25),
+        ("lmcache_mp_l2_store_completed_objects_chunks_total", {}, 60),
+        ("lmcache_mp_l2_prefetch_load_completed_chunks_total", {}, 70),
+        ("lmcache_mp_l2_prefetch_lookup_objects_chunks_total", {}, 81 + 82),
+        ("kvkeep_l2_up", {"tier": "nvme"}, 1),
+        ("kvkeep_l2_paused", {"tier": "nvme"}, 0),
+        ("kvkeep_l2_paused", {"tier": "far"}, 1),
+        ("kvkeep_l2_capacity_bytes", {"tier": "nvme"}, 1 << 40),
+        ("kvkeep_l2_capacity_bytes", {"tier": "far"}, 0),
+        ("kvkeep_l2_used_bytes", {"tier": "nvme"}, 48 << 25),
+        ("kvkeep_l2_used_bytes", {"tier": "far"}, 0),
+        ("kvkeep_l2_used_objects", {"tier": "nvme"}, 48),
+        ("kvkeep_l2_waiting_objects", {"tier": "nvme", "direction": "load"}, 3),
+        ("kvkeep_l2_waiting_objects", {"tier": "nvme", "direction": "save"}, 5),
+        ("kvkeep_l2_loads_total", {"tier": "nvme", "outcome": "done"}, 70),
+        ("kvkeep_l2_loads_total", {"tier": "nvme", "outcome": "late"}, 4),
+        ("kvkeep_l2_saves_total", {"tier": "nvme", "outcome": "unavailable"}, 7),
+        ("kvkeep_l2_saves_total", {"tier": "far", "outcome": "done"}, 0),
+        ("kvkeep_l2_loaded_bytes_total", {"tier": "nvme"}, 70 << 25),
+        ("kvkeep_l2_saved_bytes_total", {"tier": "nvme"}, 60 << 25),
+        ("kvkeep_l2_load_duration_seconds_count", {"tier": "nvme"}, 70),
+        ("kvkeep_l2_load_duration_seconds_bucket", {"tier": "nvme", "le": "1.0"}, 68),
+        ("kvkeep_l2_save_duration_seconds_sum", {"tier": "nvme"}, 31.5),
+        ("kvkeep_l2_find_duration_seconds_count", {"tier": "nvme"}, 10),
+        ("kvkeep_l2_find_duration_seconds_count", {"tier": "far"}, 0),
+        ("kvkeep_l2_found_objects_total", {"tier": "nvme"}, 81),
+        ("kvkeep_l2_absent_objects_total", {"tier": "nvme"}, 82),
+        ("kvkeep_l2_dropped_saves_total", {"tier": "nvme"}, 72),
+        ("kvkeep_l2_unsaved_evictions_total", {"tier": "nvme"}, 73),
+        ("kvkeep_l2_retries_total", {"tier": "nvme"}, 83),
         ("lmcache_mp_active_prefetch_jobs", {}, 1),
     ],
 )
@@ -148,11 +179,22 @@ def test_a_strict_reader_accepts_it(report: StatusReport | None) -> None:
 
 def test_every_series_exists_before_the_engine() -> None:
     """The fake engine's histograms have bounds of their own, so those are not compared here."""
-    before, after = samples(exposition(None)), samples(exposition(HEALTHY))
+    before, after = samples(exposition(None, tiers=TIERS)), samples(exposition(HEALTHY, tiers=TIERS))
     assert {key for key in before if "le" not in dict(key[1])} == {key for key in after if "le" not in dict(key[1])}
     assert {
         found for (name, _), found in before.items() if not name.startswith((*ALWAYS_MOVING, *TRUE_FROM_THE_START))
     } == {0.0}
+
+
+def test_a_server_without_l2_has_the_sums_only() -> None:
+    found = samples(exposition(WITHOUT_L2))
+    assert not [name for name, _ in found if name.startswith("kvkeep_l2_")]
+    assert value(exposition(WITHOUT_L2), "lmcache_mp_l2_usage_bytes") == 0
+
+
+def test_a_failing_tier_is_down() -> None:
+    assert value(exposition(UNHEALTHY, tiers=TIERS), "kvkeep_l2_up", tier="nvme") == 0
+    assert value(exposition(None, tiers=TIERS), "kvkeep_check_ok", check="l2:nvme") == 0
 
 
 class TestLabelSets:
@@ -164,6 +206,10 @@ class TestLabelSets:
 
     def test_every_mode(self) -> None:
         assert self.of("kvkeep_stored_bytes") == {(mode,) for mode in get_args(TransferMode)}
+
+    def test_every_outcome_of_every_tier(self) -> None:
+        expected = {(outcome, tier.name) for tier in TIERS for outcome in get_args(TierOutcome)}
+        assert self.of("kvkeep_l2_loads") == self.of("kvkeep_l2_saves") == expected
 
     def test_every_reason_of_a_miss(self) -> None:
         assert self.of("kvkeep_lookup_misses") == {(reason,) for reason in MISS_REASONS}

@@ -16,7 +16,14 @@ from service.settings import load_settings
 
 SCHEMA = load_schema(assets.schema_path())
 CONFIG = assets.schema_path().parent
-ENVIRON = {"KVKEEP_HOST": "127.0.0.1", "KVKEEP_PORT": "5555", "KVKEEP_L1_SIZE": "2GiB"}
+ENVIRON = {
+    "KVKEEP_HOST": "127.0.0.1",
+    "KVKEEP_PORT": "5555",
+    "KVKEEP_L1_SIZE": "2GiB",
+    "KVKEEP_S3_KEY_ID": "key",
+    "KVKEEP_S3_SECRET": "secret",
+    "KVKEEP_VALKEY_URL": "valkey://10.0.0.5:6379/0",
+}
 
 
 def leaves(schema: Schema) -> list[Any]:
@@ -55,8 +62,10 @@ def test_the_schema_names_the_modules_that_exist() -> None:
 
 
 def test_a_module_without_a_name_and_a_name_without_a_module_are_differences() -> None:
-    assert compare_modules(SCHEMA, ("arc", "fifo", "hit_density", "mru", "s3fifo"), ("fs",)) == [
+    tiers = ("fs", *l2_types()[1:])
+    assert compare_modules(SCHEMA, ("arc", "fifo", "hit_density", "mru", "s3fifo"), tiers) == [
         "config/schema.json: l1.eviction_policy allows 'lru', but there is no engine/l1/policies/lru_policy.py",
         "engine/l1/policies/mru_policy.py exists, but config/schema.json does not allow 'mru' for l1.eviction_policy",
+        "config/schema.json: l2[].type allows 'filesystem', but there is no engine/l2/filesystem_l2.py",
         "engine/l2/fs_l2.py exists, but config/schema.json does not allow 'fs' for l2[].type",
     ]

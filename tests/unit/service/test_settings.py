@@ -7,7 +7,18 @@ from pathlib import Path
 
 import pytest
 
-from engine import GIB, MIB, EngineSettings, Liveness, QuotaSettings, RecordingSettings, TenantQuota
+from engine import (
+    GIB,
+    MIB,
+    EngineSettings,
+    L2Settings,
+    Liveness,
+    PrefetchSettings,
+    QuotaSettings,
+    RecordingSettings,
+    TenantQuota,
+    l2_types,
+)
 from service import assets
 from service.access import Policy
 from service.commands import show_config
@@ -83,6 +94,24 @@ def test_every_setting_can_be_given_in_the_file(load, tmp_path: Path) -> None:
     assert settings.log == LogSettings("debug", "human")
 
 
+def test_a_tier_is_what_its_entry_says_and_its_types_defaults(load, tmp_path: Path) -> None:
+    disk, memory = load(
+        """
+        l2:
+          - {type: filesystem, name: nvme, path: kv, capacity: 2GiB, store_policy: write_back, required: true,
+             threads: 2, prefetch: {mode: wait, cap_ms: 100}}
+          - {type: memory}
+        """
+    ).engine.l2
+    options = {"path": str(tmp_path / "kv"), "capacity": 2 * GIB, "keep_free": GIB, "fsync": False, "direct": False}
+    assert {name: disk.options[name] for name in options} == options
+    prefetch = PrefetchSettings("wait", cap_ms=100)
+    assert replace(disk, options={}) == L2Settings(
+        "filesystem", "nvme", store_policy="write_back", prefetch=prefetch, required=True, threads=2
+    )
+    assert memory == L2Settings("memory", "memory", {"capacity": None})
+
+
 def test_a_flag_wins_over_the_file_and_the_file_over_the_default(load) -> None:
     settings = load(
         "server:\n  port: 1\n  chunk_size: ${CHUNK}\n",
@@ -146,7 +175,20 @@ def test_the_origin_of_a_value_in_the_file_is_its_line(load, tmp_path: Path) -> 
         ("recording: {enabled: true}", "f.yaml:1: recording.enabled = true: needs recording.folder"),
         ("recording: {enabled: true, folder: }", "f.yaml:1: recording.enabled = true: needs recording.folder"),
         ("l1: {size: 1.5}", "f.yaml:1: l1.size = 1.5: must be a whole number or text"),
-        ("l2: [{type: fs}]", "f.yaml:1: l2[0].type = fs: is not known; there is none yet"),
+        ("l2: [{type: fs}]", f"f.yaml:1: l2[0].type = fs: is not one of {', '.join(l2_types())}"),
+        ("l2: [{type: filesystem}]", "f.yaml:1: l2[0] = a mapping: needs the key path"),
+        (
+            "l2:\n  - type: filesystem\n    pth: /x\n    path: /x",
+            'f.yaml:3: l2[0].pth = /x: unknown key, did you mean "path"?',
+        ),
+        (
+            "l2: [{type: memory}, {type: memory}]",
+            "f.yaml:1: l2[1].type = memory: l2[0] is called 'memory' too; give each a name of its own",
+        ),
+        (
+            "l2: [{type: memory, prefetch: {mod: wait}}]",
+            'f.yaml:1: l2[0].prefetch.mod = wait: unknown key, did you mean "mode"?',
+        ),
         ("l2: [{path: /x}]", "f.yaml:1: l2[0] = a mapping: needs the key type"),
         ("l2: {}", "f.yaml:1: l2 = {}: must be a list"),
         ("[]", "f.yaml:1: []: must be a mapping of keys"),
@@ -172,7 +214,7 @@ l2:
   - type: s3
 """
     assert sorted(refuse(text)) == [
-        "f.yaml:11: l2[0].type = s3: is not known; there is none yet",
+        "f.yaml:11: l2[0] = a mapping: needs the key bucket",
         "f.yaml:2: server.port = x: must be a whole number",
         "f.yaml:3: server.port: is given twice, first at f.yaml:2",
         'f.yaml:4: server.hots = a: unknown key, did you mean "host"?',
@@ -216,7 +258,7 @@ HIDDEN = [
         "l1: {eviction_policy: '${S}'}",
         "f.yaml:1: l1.eviction_policy = ${S}: is not one of arc, fifo, hit_density, lru, s3fifo",
     ),
-    ("l2: [{type: '${S}'}]", "f.yaml:1: l2[0].type = ${S}: is not known"),
+    ("l2: [{type: '${S}'}]", "f.yaml:1: l2[0].type = ${S}: is not one of filesystem,"),
     ("l2: ['${S}']", "f.yaml:1: l2[0] = ${S}: must be a mapping of keys"),
     ("${S}", "f.yaml:1: ${S}: must be a mapping of keys"),
     ("http:\n  port: ${INT}", "f.yaml:2: http.port: ${INT} cannot be read as the kind of value that it looks like"),

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import asdict, replace
+from typing import get_args
 
+import pytest
+
+from engine import TierOutcome
 from service.status_view import status_body
-from tests.support.fake_engine import ENGINE_COPIES, HEALTHY, L1, LARGE_ID, SERVER_COPIES, UNHEALTHY
+from service.tier_view import stored_in, tier_body
+from tests.support.fake_engine import ENGINE_COPIES, FAR, HEALTHY, L1, LARGE_ID, NVME, SERVER_COPIES, UNHEALTHY
 
 
 def test_the_body_says_what_the_report_says() -> None:
@@ -46,8 +51,49 @@ def test_the_body_says_what_the_report_says() -> None:
             "cleared": 4,
         },
         "eviction_controller": {"eviction_policy": "lru"},
-        "l2_adapters": [],
+        "prefetched_chunks": 13,
+        "l2_adapters": [tier_body(NVME), tier_body(FAR)],
     }
+
+
+def test_a_tier_shows_everything_of_its_report() -> None:
+    assert tier_body(NVME) == {
+        "name": "nvme",
+        "type": "filesystem",
+        "is_healthy": True,
+        "state": "open",
+        "problem": None,
+        "is_paused": False,
+        "is_required": True,
+        "store_policy": "write_back",
+        "capacity_bytes": 1 << 40,
+        "used_bytes": 48 << 25,
+        "used_objects": 48,
+        "waiting_loads": 3,
+        "waiting_saves": 5,
+        "loaded_objects": 71,
+        "loaded_bytes": 70 << 25,
+        "saved_objects": 60,
+        "saved_bytes": 60 << 25,
+        "loads": dict.fromkeys(get_args(TierOutcome), 0) | {"done": 70, "absent": 2, "damaged": 1, "late": 4},
+        "saves": dict.fromkeys(get_args(TierOutcome), 0) | {"done": 60, "unavailable": 7, "full": 5, "busy": 6},
+        "dropped_saves": 72,
+        "unsaved_evictions": 73,
+        "found_objects": 81,
+        "absent_objects": 82,
+        "retries": 83,
+        "work": "rescan",
+        "work_done": 17,
+    }
+
+
+@pytest.mark.parametrize(
+    ("reports", "expected"),
+    [((), (0, 0)), ((NVME, NVME), (96, 96 << 25)), ((NVME, FAR), (None, None))],
+    ids=["none", "two", "one does not tell"],
+)
+def test_what_is_stored_is_the_sum_where_every_tier_tells(reports, expected: tuple[int | None, int | None]) -> None:
+    assert stored_in(report.tier for report in reports) == dict(zip(("objects", "bytes"), expected, strict=True))
 
 
 def test_workers_of_both_modes_are_listed_with_null_for_what_a_mode_does_not_know() -> None:
@@ -70,7 +116,9 @@ def test_workers_of_both_modes_are_listed_with_null_for_what_a_mode_does_not_kno
 def test_storage_is_healthy_when_every_level_is() -> None:
     storage = status_body(UNHEALTHY)["storage_manager"]
     assert storage["is_healthy"] is False
-    assert storage["l2_adapters"] == [{"type": "fs", "is_healthy": False}, {"type": "redis", "is_healthy": True}]
+    nvme, far = storage["l2_adapters"]
+    assert (nvme["is_healthy"], nvme["state"], nvme["problem"]) == (False, "failing", "nvme (reading): no such folder")
+    assert (far["is_healthy"], far["is_paused"], far["used_bytes"]) == (True, True, None)
 
 
 def test_no_memory_is_not_used() -> None:
