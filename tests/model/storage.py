@@ -73,7 +73,11 @@ class Storage:
 
     @property
     def loading(self) -> set[Identity]:
-        return {each.slot.identity for each in self.work if isinstance(each.effect, Load) and each.slot}
+        return {each.slot.identity for each in self.loads if each.slot}
+
+    @property
+    def loads(self) -> list[Work]:
+        return [each for each in self.work if isinstance(each.effect, Load)]
 
     def keys(self, name: str) -> list[bytes]:
         """Of all objects of a tier."""

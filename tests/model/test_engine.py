@@ -296,7 +296,7 @@ class _WithL2(EngineMachine):
         self._begin(pick, roles, liveness, tiers)
 
     @precondition(lambda self: self.world.storage.work)
-    @rule(pick=PICK, how=st.sampled_from(["done", "done", "done", "loads", "all", "all", "fail", "damage"]))
+    @rule(pick=PICK, how=st.sampled_from(["done", "done", "done", "loads", "all", "fail", "damage"]))
     def storage(self, pick: int, how: How | Literal["loads", "all"]) -> None:
         if how == "all":
             self.world.finish_all_storage()
@@ -304,6 +304,22 @@ class _WithL2(EngineMachine):
             self.world.finish_loads()
         else:
             self.world.finish_storage(self._pick(self.world.storage.work, pick), how)
+
+    @precondition(lambda self: self.world.storage.loads)
+    @rule(pick=PICK, what=st.sampled_from(["done", "fail", "damage", "clear", "store", None]))
+    def meanwhile(self, pick: int, what: How | Literal["clear", "store"] | None) -> None:
+        """Something happens to an object that is being loaded, and then it comes."""
+        work = self._pick(self.world.storage.loads, pick)
+        if what in ("clear", "store"):
+            schedulers.clear(self.world, force=False)
+        if what == "store":
+            identity = work.slot.identity if work.slot else None
+            for worker in self.world.workers:
+                if identity and worker.role.pair == (identity.model, identity.world_size):
+                    self._store(worker, Request("0", identity.tokens, identity.salt), 0)
+            self.world.finish_transfers()
+        if what is not None:
+            self.world.finish_storage(work, what if what in ("fail", "damage") else "done")
 
     @precondition(lambda self: schedulers.saved(self.world))
     @rule(pick=PICK, request_id=st.sampled_from(["0", "1"]), wait=WAITS, how=st.sampled_from(["ask", "wait", "all"]))
