@@ -19,7 +19,7 @@ import pytest
 from engine.l2 import filesystem_l2
 from engine.l2.base import AbsentError, DeniedError, FullError, L2Error, Stored, UnavailableError, Usage
 from engine.l2.filesystem_l2 import Adapter
-from engine.l2.folder import occupied
+from engine.l2.folder import Count, Folder, occupied
 from tests.support.polling import until
 from tests.unit.engine.l2 import children
 from tests.unit.engine.l2.adapter_suite import MIB, PAGE, AdapterSuite, BackDoor, Memory, noise
@@ -554,6 +554,16 @@ def test_room_of_a_killed_server_comes_back_before_a_write_is_refused(
     write(adapter, "b", 4)
     assert door.leftovers() == []
     assert adapter.used() == Usage(1, 4 * BLOCK)
+
+
+def test_a_file_that_is_taken_for_left_before_it_counts_is_made_again(folder: Path, door: FolderDoor) -> None:
+    counting = Folder(str(folder))
+    with counting.draft("a", BLOCK, sync=False) as draft:
+        assert counting.count(draft.shard) == Count(reserved=0)
+        assert door.leftovers() == []
+        draft.claim()
+        assert counting.count(draft.shard) == Count(reserved=BLOCK)
+        assert door.leftovers() == [Path(draft.path)]
 
 
 def test_a_failed_write_leaves_nothing(
