@@ -45,6 +45,8 @@ def make_l2_adapter(settings: L2Settings) -> L2Adapter:
             f"the L2 tier {settings.name!r} needs the Python package {error.name}, which is not installed: "
             f"pip install 'kvkeep[{settings.type}]'"
         ) from None
+    except ImportError as error:
+        raise StartError(f"the client library of the L2 tier {settings.name!r} cannot be used here: {error}") from None
     try:
         adapter: L2Adapter = module.Adapter(**settings.options)
     except ValueError as error:

@@ -237,11 +237,13 @@ class Lookups:
         While that still waits for L2 nothing is ended.
         """
         session = self._sessions.get(client, key.request_id)
-        if session is None or key.start >= key.end or not self._is_settled(session, now):
+        if session is None or key.start >= key.end:
             return
         size = self._prompts.chunk_size
         chunks, hashes = self._prompts.prefix(key)
         wanted = list(hashes)[-(-max(0, key.start) // size) : chunks]
+        if not self._is_settled(session, now):
+            return
         session.collected = True
         pair = (key.model_name, key.world_size)
         spaces = prefixes(pair, key.cache_salt, self._workers.fingerprints(pair))

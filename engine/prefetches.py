@@ -258,8 +258,10 @@ class Prefetches:
                 prefetch.loading += 1
         else:
             tier = prefetch.where[wanted.key]
-            entry = self._reserve(now, wanted, self._parent(prefetch, column)) if tier is not None else None
-            if entry is None or tier is None:
+            if tier is None or tier.paused:
+                return False
+            entry = self._reserve(now, wanted, self._parent(prefetch, column))
+            if entry is None:
                 return False
             effects.append(self._load(entry, tier, prefetch))
         return True

@@ -160,7 +160,7 @@ class Saves:
         return not objects or (objects < _MOST_OBJECTS and self._bytes[tier] + entry.size <= most)
 
     def _save(self, entry: Entry, tier: Tier) -> list[Effect]:
-        if entry.saved & tier.bit:
+        if entry.saved & tier.bit or tier.paused:
             return []
         if not self._fits(entry, tier):
             tier.dropped_saves += 1

@@ -37,7 +37,6 @@ RECOUNT_SECONDS: Final = 10.0
 """Pause between two recounts of a part of the folder, at least."""
 _RECOUNT_SHARE: Final = 100
 """They take a hundredth of the time at most."""
-_TRIES: Final = 4
 _EVICTION_STEP: Final = 16
 """A write evicts so many times its own size at most: a file system that others fill must not cost the whole cache at
 once, nor may one that frees nothing (snapshots)."""
@@ -115,15 +114,9 @@ class Adapter(L2Adapter):
         deadline = self._deadline()
         with self._errors("writing to"):
             self._recount_if_due(deadline)
-            draft = self._reserve(name, occupied(size_of(buffers)), deadline)
-            try:
+            with self._drafted(name, occupied(size_of(buffers)), deadline) as draft:
                 self._fill(draft, buffers)
                 self._publish(draft, deadline)
-            except BaseException:
-                self._discard(draft, deadline)
-                raise
-            finally:
-                os.close(draft.descriptor)
             if self._fsync:
                 self._folder.sync(draft.shard)
 
@@ -178,18 +171,41 @@ class Adapter(L2Adapter):
 
     # Writing
 
-    def _reserve(self, name: str, room: int, deadline: float) -> Draft:
-        """The file of a new object, with room for it on the account. Raises FullError."""
+    @contextmanager
+    def _drafted(self, name: str, room: int, deadline: float) -> Iterator[Draft]:
+        """The file of a new object, with room for it on the account; both are gone if what is done inside fails.
+
+        Raises FullError.
+        """
         if self._capacity is not None and room > self._capacity:
             raise FullError(f"an object of {room} bytes is larger than the capacity of {self._capacity}")
-        for _ in range(_TRIES):
+        # PERF: Made before the account is locked: that takes most file systems longer than all that is done under it.
+        with self._folder.draft(name, room, self._fsync) as draft:
+            self._reserve(draft, deadline)
+            try:
+                yield draft
+            except BaseException:
+                self._discard(draft, deadline)
+                raise
+
+    def _reserve(self, draft: Draft, deadline: float) -> None:
+        room = draft.room
+        budget = _EVICTION_STEP * room
+        while True:
             with self._account.locked(deadline) as ledger:
                 lack = self._lack(ledger, room)
                 if lack <= 0:
-                    return self._begin(ledger, name, room)
-            if not self._evict(min(lack, _EVICTION_STEP * room), deadline):
+                    with ledger.changing(draft.shard) as count:
+                        draft.claim()
+                        count.reserved += room
+                    return
+            if budget <= 0:
+                raise FullError(f"{self._folder.path} has no room for {room} bytes: {lack} more would have to go")
+            # NOTE: Other writers may be faster to take what is evicted here.
+            step = min(lack, budget)
+            if not self._evict(step, deadline):
                 self._recount_writing(deadline)
-        raise FullError(f"{self._folder.path} has no room for {room} bytes: {lack} more would have to go")
+            budget -= max(step, room)
 
     def _lack(self, ledger: Ledger, room: int) -> int:
         """Bytes that have to go before `room` more may be written.
@@ -202,15 +218,6 @@ class Adapter(L2Adapter):
     def _surplus(self, ledger: Ledger, reserved: int) -> int:
         """Bytes above the capacity."""
         return 0 if self._capacity is None else ledger.occupied + reserved - self._capacity
-
-    def _begin(self, ledger: Ledger, name: str, room: int) -> Draft:
-        with ExitStack() as undo:
-            with ledger.changing(shard_of(name)) as count:
-                draft = self._folder.begin(name, room, self._fsync)
-                undo.callback(os.close, draft.descriptor)
-                count.reserved += room
-            undo.pop_all()
-        return draft
 
     def _fill(self, draft: Draft, buffers: Sequence[memoryview]) -> None:
         if self._direct and are_pages(buffers):
@@ -229,7 +236,7 @@ class Adapter(L2Adapter):
             count.objects += 0 if before else 1
 
     def _discard(self, draft: Draft, deadline: float) -> None:
-        """NOTE: If this fails too, the next count of the shard finds the file, which is locked no longer then."""
+        """NOTE: If this fails too, the next count of the shard corrects the account."""
         with (
             suppress(OSError, L2Error),
             self._account.locked(deadline) as ledger,

@@ -60,7 +60,7 @@ class Count:
     """For what is being written."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Draft:
     """An object that this process is writing."""
 
@@ -68,8 +68,18 @@ class Draft:
     shard: int
     path: str
     room: int
+    """Bytes to reserve for it."""
     descriptor: int
-    """Of the locked file."""
+
+    def claim(self) -> None:
+        """Locks the file, which is counted from now on. The account has to be locked, so that a count of the shard
+        meets it either locked or not. If there was one since its creation, the file has been taken for left."""
+        fcntl.flock(self.descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if os.fstat(self.descriptor).st_nlink == 0:
+            os.close(self.descriptor)
+            self.descriptor = -1
+            self.descriptor = _create(self.path)
+            fcntl.flock(self.descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def occupied(size: int) -> int:
@@ -108,18 +118,24 @@ class Folder:
         reserved = sum(temporary.room for temporary in look.temporaries if not _remove_if_left(temporary.path))
         return Count(len(look.objects), sum(occupied(found.size) for found in look.objects), reserved)
 
-    def begin(self, name: str, room: int, sync: bool) -> Draft:
-        """Makes the file of a new object. The account has to be locked, so that nobody takes it for left before it is
-        locked itself. `sync` makes folders survive a loss of power, if there have to be new ones."""
+    @contextmanager
+    def draft(self, name: str, room: int, sync: bool) -> Iterator[Draft]:
+        """Makes the file of a new object, which counts once it is claimed. If what is done inside fails, it is removed.
+
+        `sync` makes folders survive a loss of power, if there have to be new ones.
+        """
         shard = shard_of(name)
         path = f"{self.object_path(name)}.{room:x}.{os.urandom(8).hex()}.tmp"
+        draft = Draft(name, shard, path, room, self._created(path, shard, sync))
         try:
-            descriptor = _create(path)
-        except FileNotFoundError:
-            self._make_shard(shard, sync)
-            descriptor = _create(path)
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return Draft(name, shard, path, room, descriptor)
+            yield draft
+        except BaseException:
+            with suppress(OSError):  # NOTE: what cannot be removed now is removed by the next count of the shard
+                os.unlink(path)  # noqa: PTH108
+            raise
+        finally:
+            if draft.descriptor >= 0:
+                os.close(draft.descriptor)
 
     def sync(self, shard: int) -> None:
         """Makes the names in the shard survive a loss of power."""
@@ -129,6 +145,13 @@ class Folder:
         """Bytes that are free in the file system, for others than root."""
         room = os.statvfs(self.path)
         return room.f_bavail * room.f_frsize
+
+    def _created(self, path: str, shard: int, sync: bool) -> int:
+        try:
+            return _create(path)
+        except FileNotFoundError:
+            self._make_shard(shard, sync)
+            return _create(path)
 
     def _make_shard(self, shard: int, sync: bool) -> None:
         path = Path(self.shard_path(shard))

@@ -49,6 +49,11 @@ class Session:
     opened: float
     hits: int = 0
     collected: bool = False
+    rows: list[list[Identity]] = field(default_factory=list)
+    """Chunk by chunk, the objects of all that was asked for."""
+    readers: int = 1
+    pending: bool = False
+    """L2 may add to the hits; how much is known when the answer is."""
     shares: dict[Identity, tuple[Slot, int]] = field(default_factory=dict)
     """Objects that were found, and how many readers may still come for each."""
 
@@ -61,13 +66,15 @@ class Oracle:
 
     def __init__(self, arena: bytearray, key_of: Callable[[Identity], bytes]) -> None:
         self._arena = arena
-        self._key_of = key_of
+        self.key_of = key_of
         self._identity_of: dict[bytes, Identity] = {}
         self.present: dict[Identity, Slot] = {}
         self.ever: dict[Identity, set[bytes]] = {}
         """By object, every content that a completed store has given it."""
         self.writes: list[Slot] = []
         self.reads: list[Slot] = []
+        self.saves: list[Slot] = []
+        """What is being written to L2."""
         self.sessions: dict[SessionId, Session] = {}
         self.evicted = 0
 
@@ -80,7 +87,7 @@ class Oracle:
         return [index for index in missing if index not in set(null)]
 
     def begin_write(self, identity: Identity, offset: int, size: int, data: bytes) -> Slot:
-        self._identity_of[self._key_of(identity)] = identity
+        self._identity_of[self.key_of(identity)] = identity
         slot = Slot(identity, offset, size, data)
         for other in self._occupied():
             assert not _overlap(slot, other), f"{slot} is lent while {other} is in use"
@@ -98,38 +105,73 @@ class Oracle:
 
     def begin_read(self, identity: Identity, offset: int, size: int) -> Slot:
         """Somebody may read this slot now, as this object."""
-        data = self._content(offset, size)
-        assert data in self.ever.get(identity, ()), f"bytes that nobody stored are served as {identity}"
-        slot = Slot(identity, offset, size, data)
-        for other in self._occupied():
-            same = (other.identity, other.offset) == (identity, offset) and other not in self.writes
-            assert same or not _overlap(slot, other), f"{slot} is read while {other} is in use"
+        slot = self._readable(identity, offset, size)
         self.reads.append(slot)
         return slot
 
     def end_read(self, slot: Slot) -> None:
         self.reads.remove(slot)
 
+    # L2
+
+    def identity(self, key: bytes) -> Identity:
+        """Of an object that was stored at some time."""
+        return self._identity_of[key]
+
+    def begin_save(self, identity: Identity, offset: int, size: int) -> Slot:
+        """This slot is written to L2 from now on, as this object."""
+        slot = self._readable(identity, offset, size)
+        assert identity in self.present, f"{slot} is saved though it cannot be found any more"
+        self.saves.append(slot)
+        return slot
+
+    def end_save(self, slot: Slot) -> None:
+        self.saves.remove(slot)
+
+    def _readable(self, identity: Identity, offset: int, size: int) -> Slot:
+        data = self._content(offset, size)
+        assert data in self.ever.get(identity, ()), f"bytes that nobody stored are served as {identity}"
+        slot = Slot(identity, offset, size, data)
+        for other in self._occupied():
+            same = (other.identity, other.offset) == (identity, offset) and other not in self.writes
+            assert same or not _overlap(slot, other), f"{slot} is read while {other} is in use"
+        return slot
+
     # Lookups
 
     def look_up(
-        self, now: float, session_id: SessionId, chunks: list[tuple[int, ...]], spaces: list[Identity], readers: int
+        self,
+        now: float,
+        session_id: SessionId,
+        chunks: list[tuple[int, ...]],
+        spaces: list[Identity],
+        readers: int,
+        *,
+        more_may_come: bool,
     ) -> None:
         """`chunks` are the prefixes asked for; a chunk is hit if it is there under each of `spaces`."""
-        session = self.sessions[session_id] = Session(now)
-        for tokens in chunks:
-            row = [space._replace(tokens=tokens) for space in spaces]
-            if not row or any(each not in self.present for each in row):
+        rows = [[space._replace(tokens=tokens) for space in spaces] for tokens in chunks] if spaces else []
+        session = self.sessions[session_id] = Session(now, rows=rows, readers=readers)
+        for row in rows:
+            if any(each not in self.present for each in row):
+                session.pending = more_may_come
                 break
             session.hits += 1
             session.shares.update({each: (self.present[each], readers) for each in row})
 
-    def collect(self, session_id: SessionId) -> int:
-        session = self.sessions.get(session_id)
-        if session is None or session.collected:
-            return 0
-        session.collected = True
-        return session.hits
+    def settle(self, session: Session, hits: int, place_of: Callable[[Identity], tuple[int, int] | None]) -> None:
+        """What L2 has added is promised too. `place_of`: offset and size of what the request leases, if it does."""
+        assert session.hits <= hits <= len(session.rows), "L2 has taken something away, or added what nobody asked for"
+        session.pending = False
+        for each in [each for row in session.rows[session.hits : hits] for each in row]:
+            slot, place = self.present.get(each), place_of(each)
+            if place is None:
+                continue
+            if slot is None or slot.offset != place[0]:
+                # Cleared meanwhile, and promised all the same.
+                slot = self._readable(each, *place)
+            session.shares[each] = (slot, session.readers)
+        session.hits = hits
 
     def free(self, session_id: SessionId, whole: Identity, start: int, end: int) -> None:
         """`whole`: model, salt and all tokens; the shard and the layout do not matter."""
@@ -162,7 +204,7 @@ class Oracle:
     def expire(self, now: float, lease_ttl: float, session_ttl: float) -> None:
         for session_id, session in list(self.sessions.items()):
             if now - session.opened > lease_ttl:
-                session.hits, session.shares = 0, {}
+                session.hits, session.shares, session.pending = 0, {}, False
             if now - session.opened > session_ttl:
                 del self.sessions[session_id]
 
@@ -183,7 +225,8 @@ class Oracle:
         self.evicted += 1
         for session_id, session in self.sessions.items():
             assert all(gone is not slot for slot, _ in session.shares.values()), f"{session_id} was promised {identity}"
-        assert all(slot.offset != gone.offset for slot in self.reads), f"{identity} is evicted while it is read"
+        in_use = [*self.reads, *self.saves]
+        assert all(slot.offset != gone.offset for slot in in_use), f"{identity} is evicted while it is read"
 
     # What always holds
 
@@ -218,6 +261,7 @@ class Oracle:
     def _finished(self) -> Iterator[Slot]:
         yield from self.present.values()
         yield from self.reads
+        yield from self.saves
         for session in self.sessions.values():
             yield from (slot for slot, _ in session.shares.values())
 

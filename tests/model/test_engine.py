@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from engine.settings import Liveness
+from engine.settings import L2Settings, Liveness
 from tests.model import coming_and_going, copying, lending, schedulers
 from tests.model.budget import budget
 from tests.model.cast import CASTS, CHUNK, Role
@@ -24,6 +24,7 @@ from tests.model.malformed import (
     refuse_scheduler,
 )
 from tests.model.parties import Request, Worker
+from tests.model.storage import TIERS, How
 from tests.model.world import World
 
 T = TypeVar("T")
@@ -49,6 +50,7 @@ FREED_FROM = st.sampled_from([0, 0, CHUNK - 1, CHUNK])
 NULLS = st.none() | st.none() | st.builds(Null, st.integers(0, 2), st.sampled_from(["chunk", "one group", "one block"]))
 WAYS = ["register", "register", "register", "register another", "leave", "ping", "ping", "reconnect", "reconnect"]
 TIMES = st.sampled_from([0.5, 0.5, 0.5, 4.0, 4.0, 4.0, 11.0, 11.0, 61.0, 61.0, 125.0, 310.0, 650.0, 3700.0])
+WAITS = st.sampled_from([None, None, 0.0, 1.0, 1.0, 100.0])
 LIVENESS = st.sampled_from(
     [
         Liveness(),
@@ -67,8 +69,11 @@ class EngineMachine(RuleBasedStateMachine):
 
     @initialize(roles=st.sampled_from(CASTS), pick=PICK, liveness=LIVENESS)
     def start(self, roles: tuple[Role, ...], pick: int, liveness: Liveness) -> None:
+        self._begin(pick, roles, liveness, ())
+
+    def _begin(self, pick: int, roles: tuple[Role, ...], liveness: Liveness, tiers: tuple[L2Settings, ...]) -> None:
         pages = self._pick(self.arenas, pick)
-        self.world = World(pages, roles, liveness)
+        self.world = World(pages, roles, liveness, tiers)
         for worker in self.world.workers:
             coming_and_going.register(self.world, worker, worker.role.shape)
         self.world.finish_transfers()
@@ -148,7 +153,7 @@ class EngineMachine(RuleBasedStateMachine):
         role = self._worker(pick).role
         schedulers.look_up(self.world, role, request)
         if collect:
-            schedulers.collect(self.world, (role.scheduler, request.request_id), wait=False)
+            schedulers.collect(self.world, (role.scheduler, request.request_id), wait=None)
 
     @precondition(lambda self: self.world.oracle.present)
     @rule(pick=PICK, request_id=st.sampled_from(["0", "1"]), more=st.sampled_from(["", "a", "b"]), all_=st.booleans())
@@ -159,10 +164,10 @@ class EngineMachine(RuleBasedStateMachine):
         roles = {x.role.scheduler: x.role for x in self.world.workers if x.role.pair == chosen.pair}
         for role in roles.values() if all_ else [chosen]:
             schedulers.look_up(self.world, role, request)
-            schedulers.collect(self.world, (role.scheduler, request.request_id), wait=False)
+            schedulers.collect(self.world, (role.scheduler, request.request_id), wait=None)
 
-    @rule(pick=PICK, request_id=st.sampled_from(["0", "1", "unknown"]), wait=st.booleans())
-    def collect(self, pick: int, request_id: str, wait: bool) -> None:
+    @rule(pick=PICK, request_id=st.sampled_from(["0", "1", "unknown"]), wait=WAITS)
+    def collect(self, pick: int, request_id: str, wait: float | None) -> None:
         schedulers.collect(self.world, (self._worker(pick).role.scheduler, request_id), wait=wait)
 
     @rule(pick=PICK, request=REQUESTS, start=FREED_FROM, end=st.integers(0, 3 * CHUNK + 2))
@@ -283,7 +288,85 @@ class RoomyMachine(EngineMachine):
     arenas = (1000,)
 
 
+class _WithL2(EngineMachine):
+    """What L1 lets go may be in L2, which does what it is asked at any time and in any order, or fails."""
+
+    @initialize(roles=st.sampled_from(CASTS), pick=PICK, liveness=LIVENESS, tiers=st.sampled_from(TIERS))
+    def start(self, roles: tuple[Role, ...], pick: int, liveness: Liveness, tiers: tuple[L2Settings, ...]) -> None:
+        self._begin(pick, roles, liveness, tiers)
+
+    @precondition(lambda self: self.world.storage.work)
+    @rule(pick=PICK, how=st.sampled_from(["done", "done", "done", "loads", "all", "fail", "damage"]))
+    def storage(self, pick: int, how: How | Literal["loads", "all"]) -> None:
+        if how == "all":
+            self.world.finish_all_storage()
+        elif how == "loads":
+            self.world.finish_loads()
+        else:
+            self.world.finish_storage(self._pick(self.world.storage.work, pick), how)
+
+    @precondition(lambda self: self.world.storage.loads)
+    @rule(pick=PICK, what=st.sampled_from(["done", "fail", "damage", "clear", "store", None]))
+    def meanwhile(self, pick: int, what: How | Literal["clear", "store"] | None) -> None:
+        """Something happens to an object that is being loaded, and then it comes."""
+        work = self._pick(self.world.storage.loads, pick)
+        if what in ("clear", "store"):
+            schedulers.clear(self.world, force=False)
+        if what == "store":
+            identity = work.slot.identity if work.slot else None
+            for worker in self.world.workers:
+                if identity and worker.role.pair == (identity.model, identity.world_size):
+                    self._store(worker, Request("0", identity.tokens, identity.salt), 0)
+            self.world.finish_transfers()
+        if what is not None:
+            self.world.finish_storage(work, what if what in ("fail", "damage") else "done")
+
+    @precondition(lambda self: schedulers.saved(self.world))
+    @rule(pick=PICK, request_id=st.sampled_from(["0", "1"]), wait=WAITS, how=st.sampled_from(["ask", "wait", "all"]))
+    def look_up_what_was_saved(self, pick: int, request_id: str, wait: float | None, how: str) -> None:
+        role, tokens, salt = self._pick(schedulers.saved(self.world), pick)
+        request = Request(request_id, tokens, salt)
+        if how == "all":
+            schedulers.let_it_come(self.world, role, request)
+        else:
+            schedulers.look_up(self.world, role, request)
+        if how == "wait":
+            schedulers.collect(self.world, (role.scheduler, request_id), wait=wait)
+
+    @rule(pick=PICK, request=REQUESTS)
+    def let_it_come(self, pick: int, request: Request) -> None:
+        schedulers.let_it_come(self.world, self._worker(pick).role, request)
+
+    @rule(pick=PICK, request=REQUESTS)
+    def load_before_anybody_asks(self, pick: int, request: Request) -> None:
+        schedulers.warm(self.world, self._worker(pick).role, request)
+
+    @rule(pick=PICK, what=st.sampled_from(["pause", "resume", "resume", "lose everything", "configure", *[None] * 4]))
+    def change_tiers(self, pick: int, what: str | None) -> None:
+        storage = self.world.storage
+        tier = self._pick(storage.configured, pick).name
+        match what:
+            case "pause" | "resume":
+                self.world.pause_tier(tier, paused=what == "pause")
+            case "lose everything":
+                storage.objects.pop(tier, None)
+            case "configure":
+                self.world.configure_tiers(self._pick(TIERS, pick))
+
+
+class PressedMachineWithL2(_WithL2):
+    arenas = (4, 8, 12, 16)
+
+
+class RoomyMachineWithL2(_WithL2):
+    arenas = (1000,)
+
+
 TestEngineUnderPressure = PressedMachine.TestCase
-TestEngineUnderPressure.settings = budget(examples=1400, steps=50)
+TestEngineUnderPressure.settings = budget(examples=700, steps=50)
 TestEngineWithRoom = RoomyMachine.TestCase
-TestEngineWithRoom.settings = budget(examples=1100, steps=50)
+TestEngineWithRoom.settings = budget(examples=550, steps=50)
+TestEngineWithL2UnderPressure = PressedMachineWithL2.TestCase
+TestEngineWithL2UnderPressure.settings = budget(examples=450, steps=50)
+TestEngineWithL2AndRoom = RoomyMachineWithL2.TestCase
+TestEngineWithL2AndRoom.settings = budget(examples=450, steps=50)

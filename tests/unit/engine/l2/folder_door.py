@@ -6,7 +6,7 @@ import fcntl
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from engine.l2.base import Usage
@@ -49,14 +49,20 @@ class FolderDoor(BackDoor):
         return [path for path in self.files() if "." in path.name]
 
     def occupied(self) -> int:
-        """Bytes of the blocks of all files in the shards. Nobody reserves or removes anything meanwhile."""
+        """Bytes of the blocks of all files in the shards. Nobody counts or removes anything meanwhile."""
         with self.account_locked():
-            return sum(blocks(path.stat().st_size) for path in self.files())
+            return self.stored().bytes + sum(self._in_writing())
 
     def stored(self) -> Usage:
         """What the account should say."""
         objects = [path for path in self.files() if "." not in path.name]
         return Usage(len(objects), sum(blocks(path.stat().st_size) for path in objects))
+
+    def _in_writing(self) -> Iterator[int]:
+        """Bytes of blocks. Files that have none yet may go even so."""
+        for path in self.leftovers():
+            with suppress(FileNotFoundError):
+                yield -(-path.stat().st_size // BLOCK) * BLOCK
 
     @contextmanager
     def account_locked(self) -> Iterator[None]:

@@ -19,7 +19,7 @@ import pytest
 from engine.l2 import filesystem_l2
 from engine.l2.base import AbsentError, DeniedError, FullError, L2Error, Stored, UnavailableError, Usage
 from engine.l2.filesystem_l2 import Adapter
-from engine.l2.folder import occupied
+from engine.l2.folder import Count, Folder, occupied
 from tests.support.polling import until
 from tests.unit.engine.l2 import children
 from tests.unit.engine.l2.adapter_suite import MIB, PAGE, AdapterSuite, BackDoor, Memory, noise
@@ -539,6 +539,31 @@ def test_what_is_being_written_counts_and_what_was_left_does_not_for_long(
     write(adapter, "c", 4)
     assert door.leftovers() == []
     assert adapter.used() == Usage(1, 4 * BLOCK)
+
+
+def test_room_of_a_killed_server_comes_back_before_a_write_is_refused(
+    make: Callable[..., Adapter], door: FolderDoor
+) -> None:
+    adapter = make(capacity=4 * BLOCK)
+    write(adapter, "a")
+    left = door.path("b").with_name(f"b.{3 * BLOCK:x}.{1:016x}.tmp")
+    left.parent.mkdir(parents=True)
+    with left.open("wb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        adapter.open([])
+    write(adapter, "b", 4)
+    assert door.leftovers() == []
+    assert adapter.used() == Usage(1, 4 * BLOCK)
+
+
+def test_a_file_that_is_taken_for_left_before_it_counts_is_made_again(folder: Path, door: FolderDoor) -> None:
+    counting = Folder(str(folder))
+    with counting.draft("a", BLOCK, sync=False) as draft:
+        assert counting.count(draft.shard) == Count(reserved=0)
+        assert door.leftovers() == []
+        draft.claim()
+        assert counting.count(draft.shard) == Count(reserved=BLOCK)
+        assert door.leftovers() == [Path(draft.path)]
 
 
 def test_a_failed_write_leaves_nothing(
