@@ -12,6 +12,7 @@ from service.context import ANSWER_TIMEOUT, Context, Engine, JsonObject
 from service.operations import operation
 from service.resources.jobs_api import job_body
 from service.tier_view import stored_in
+from service.tiers import present_tiers
 
 _ALL_OF_L2: Final = (
     "objects are stored in L2 under hashed names, so only all of a tier can be cleared; "
@@ -99,7 +100,7 @@ def _log(tiers: JsonObject) -> None:
 
 def _clear_l2(engine: Engine, selection: Selection, *, dry_run: bool) -> JsonObject:
     """Begins to delete everything in L2; returns how much that is. Raises TierError, and 409 for a selection."""
-    reports = engine.status().l2
+    reports = present_tiers(engine)
     if reports and selection != Selection():
         raise falcon.HTTPConflict(description=_ALL_OF_L2)
     stored = stored_in(report.tier for report in reports)

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from contextlib import suppress
-from dataclasses import replace
 from typing import Any
 
 import falcon
 
-from engine import L2Report, TierError
+from engine import TierError
 from service.context import ANSWER_TIMEOUT, Context, Engine, JsonObject, Tier
 from service.operations import operation
 from service.tier_view import stored_in, tier_body
+from service.tiers import present_tiers
 
 log = logging.getLogger("kvkeep.http")
 
@@ -28,7 +27,7 @@ class L2Tiers:
     def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
         """In the order in which they are asked."""
         with self._context.running() as engine:
-            resp.media = {"tiers": [_body(engine, report) for report in engine.status().l2]}
+            resp.media = {"tiers": [tier_body(report) for report in present_tiers(engine)]}
 
 
 class L2Tier:
@@ -41,12 +40,12 @@ class L2Tier:
     def on_get(self, req: falcon.Request, resp: falcon.Response, name: str) -> None:
         """What it has and does now."""
         with self._context.running() as engine:
-            reports = engine.status().l2
-            found = next((report for report in reports if report.name == name), None)
-            if found is None:
-                names = ", ".join(report.name for report in reports) or "none"
-                raise falcon.HTTPNotFound(description=f"there is no L2 tier {name!r}; there are: {names}")
-            resp.media = _body(engine, found)
+            reports = present_tiers(engine)
+        found = next((report for report in reports if report.name == name), None)
+        if found is None:
+            names = ", ".join(report.name for report in reports) or "none"
+            raise falcon.HTTPNotFound(description=f"there is no L2 tier {name!r}; there are: {names}")
+        resp.media = tier_body(found)
 
 
 class L2TierPause:
@@ -122,13 +121,6 @@ def _tier(engine: Engine, name: str) -> Tier:
         return engine.tier(name)
     except TierError as error:
         raise falcon.HTTPNotFound(description=str(error)) from error
-
-
-def _body(engine: Engine, report: L2Report) -> JsonObject:
-    # NOTE: The status is up to a second old, and who has begun a work must not read that there is none.
-    with suppress(TierError):
-        report = replace(report, tier=engine.tier(report.name).report())
-    return tier_body(report)
 
 
 def routes(context: Context) -> list[tuple[str, Any]]:

@@ -25,9 +25,9 @@ class CheckedServer(Server):
 
 @pytest.fixture(scope="session")
 def config_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A file that says nothing, so that there is one to reload."""
+    """A file with two tiers of L2, so that there is something to reload and to ask for."""
     file = tmp_path_factory.mktemp("config") / "kvkeep.yaml"
-    file.write_text("# every setting at its default\n")
+    file.write_text("l2:\n  - type: memory\n  - {type: filesystem, name: nvme, path: kv, keep_free: 0}\n")
     return file
 
 

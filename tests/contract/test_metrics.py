@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import urllib.request
+from pathlib import Path
 
 from tests.contract.test_process import Spawned
 from tests.support.polling import until
@@ -24,11 +25,13 @@ def series(server: ServerProcess) -> set[Key]:
     return set(samples(scraped(server)))
 
 
-def test_every_series_is_there_from_the_start_and_none_comes_later() -> None:
-    with Spawned("--l1-size-gb", "2") as server:
+def test_every_series_is_there_from_the_start_and_none_comes_later(tmp_path: Path) -> None:
+    file = tmp_path / "kvkeep.yaml"
+    file.write_text("l2: [{type: memory, required: true}, {type: filesystem, path: kv, keep_free: 0}]\n")
+    with Spawned("--l1-size-gb", "2", "--config", str(file)) as server:
         until(lambda: server._answers("/"), "the first answer")
         first = scraped(server)
-        assert value(first, "kvkeep_engine_ready") == 0
+        assert value(first, "kvkeep_engine_ready") == value(first, "kvkeep_l2_up", tier="memory") == 0
         until(lambda: is_ready(server), "the engine is ready")
         assert series(server) == set(samples(first))
         server.get("/api/status")
