@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 
 class L2Error(Exception):
@@ -56,6 +56,10 @@ class L2Adapter(ABC):
     the same time, between these two; each raises from the closed list above, within the time limit that the adapter
     was made with, and keeps no buffer after it has returned or raised.
     """
+
+    first_names: ClassVar[int | None] = None
+    """So many names are asked for first when a prompt is looked for, then twice as many, and so on, and no more once
+    one is missing: for a storage where each name costs a request. All are asked for at once if it is None."""
 
     @abstractmethod
     def open(self, memory: Sequence[memoryview]) -> None:

@@ -71,6 +71,18 @@ class Bench:
         self.metering.looked(sum(found), len(found) - sum(found), self.clock() - began)
         return found
 
+    def leading(self, adapter: L2Adapter, names: list[str]) -> tuple[bool, ...]:
+        """The same for a prompt's objects in their order, where those behind a missing one need not be found.
+
+        Raises L2Error.
+        """
+        batch = adapter.first_names or len(names)
+        found: tuple[bool, ...] = ()
+        while len(found) < len(names) and all(found):
+            found += self.present(adapter, names[len(found) : len(found) + batch])
+            batch *= 2
+        return found + (False,) * (len(names) - len(found))
+
 
 class FindTask(Task):
     """Answers a `Find`."""
@@ -81,7 +93,7 @@ class FindTask(Task):
         self._effect = effect
 
     def perform(self, adapter: L2Adapter, header: memoryview) -> None:
-        self._answer(self._bench.present(adapter, [object_name(key) for key in self._effect.keys]))
+        self._answer(self._bench.leading(adapter, [object_name(key) for key in self._effect.keys]))
 
     def give_up(self, outcome: TierOutcome) -> None:
         self._answer((False,) * len(self._effect.keys))

@@ -62,6 +62,8 @@ class Adapter(L2Adapter):
     faster, several objects at a time are, and parts of an upload that was killed would stay and be charged for.
     """
 
+    first_names = 16
+
     def __init__(
         self,
         *,

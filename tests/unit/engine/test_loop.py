@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import select
 from collections.abc import Callable, Iterator
-from math import inf
 from concurrent.futures import Future
+from math import inf
 from typing import Any
 
 import pytest
