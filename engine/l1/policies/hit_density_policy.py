@@ -16,8 +16,11 @@ from engine.l1.policies.ghosts import Ghosts
 
 _TICKS: Final = 1024
 """Steps of the clock in the time in which a capacity of bytes is used. Ages are counted in them."""
-_DECAY: Final = 0.99
-"""What observations keep of their weight in that time: half of it after 69 such times."""
+_DECAY: Final = 0.998
+"""What observations keep of their weight in that time: half of it after 346 such times.
+
+Where long prompts meet little memory, a capacity is a dozen prompts, so that it takes many to see anything.
+"""
 _GHOST_CAPACITIES: Final = 4
 """Evicted bytes that are remembered, in capacities: so far beyond the capacity it is seen what would have been hit."""
 _GHOST_TICKS: Final = 16
@@ -32,12 +35,17 @@ class Policy(Recency):
 
     Of each class it is known at which ages objects are used again, be it after their eviction. From that follows how
     many hits a byte will have for the time that it stays, at each age: its density. The victim is the oldest object of
-    the class whose oldest has the lowest density; among equals, as when nothing is known yet, the least recently used.
+    the class whose oldest has the lowest density; among equals, as when nothing is known yet, the least recently used
+    of those that were never reused, if there are any.
+
+    A density looks ahead only as far as a class can be kept: until the age at which it would fill the capacity alone.
+    Hits that come later are no reason to keep the many that arrive; they would go before, having displaced others.
     """
 
     def __init__(self, capacity: int) -> None:
         super().__init__(capacity)
-        # Ends come first, so that of a prompt's chunks that are equal in all else the last one goes first.
+        # Ends come first, so that of a prompt's chunks that are equal in all else the last one goes first. Reused ones
+        # come last, and go after others of the same density.
         self._ends, self._fresh, self._reused = self._classes = (_Class(self, 0), _Class(self, 1), _Class(self, 2))
         self._ghosts = Ghosts()
         self._expected: Hashable = None
@@ -117,7 +125,11 @@ class Policy(Recency):
             for index, ranked in enumerate(oldest):
                 if ranked is not None:
                     density = self._classes[index].densities[_bucket(tick - ranked.stamp)]
-                    if place < 0 or density < lowest or (density == lowest and ranked.stamp < stamp):
+                    if (
+                        place < 0
+                        or density < lowest
+                        or (density == lowest and ranked.stamp < stamp and index < self._reused.place)
+                    ):
                         lowest, stamp, place = density, ranked.stamp, index
             if place < 0:
                 return
@@ -165,8 +177,14 @@ class Policy(Recency):
             self._tick += steps
             if self._tick >= self._compute_at:
                 self._compute_at = self._tick + _TICKS
-                for queue in self._classes:
-                    queue.compute(self._tick)
+                self._compute()
+
+    def _compute(self) -> None:
+        lost = [queue.lost(self._tick) for queue in self._classes]
+        came = [sum(queue.hits) + sum(each) for queue, each in zip(self._classes, lost, strict=True)]
+        everything = sum(came)
+        for queue, each, part in zip(self._classes, lost, came, strict=True):
+            queue.compute(each, part / everything if everything else 0.0)
 
 
 class _Mark(NamedTuple):
@@ -224,15 +242,29 @@ class _Class(Queue):
         else:
             del self.waiting[stamp]
 
-    def compute(self, tick: int) -> None:
-        """The densities anew; the observations lose weight."""
-        cohort = self._cohort(tick)
+    def lost(self, tick: int) -> list[float]:
+        """Bytes by the age until which they were seen, not having been used again."""
+        lost = self.forgotten.copy()
+        for stamp, size in self.waiting.items():
+            lost[_bucket(tick - stamp)] += size
+        return lost
+
+    def compute(self, lost: list[float], part: float) -> None:
+        """The densities anew, with what was `lost` by age; the observations lose weight.
+
+        `part`: which part of all bytes that are used comes to be in this class.
+        """
+        cohort = self._cohort(lost)
+        last = _last_kept(cohort, part)
         self.densities = [0.0] * _BUCKETS
         # The density at an age is the best ratio of hits to time over all ages until which the object might be kept.
-        # From the last age on, ranges are joined for as long as that raises the ratio: O(buckets).
+        # From the last age on, ranges are joined for as long as that raises the ratio: O(buckets). Objects that are
+        # older, as when few came for a while, are kept for what comes at once.
         ranges: list[tuple[float, float]] = []
         for bucket in range(len(cohort) - 1, -1, -1):
             hits, time = cohort[bucket]
+            if bucket >= last:
+                ranges.clear()
             while ranges and ranges[-1][0] * time >= hits * ranges[-1][1]:
                 more_hits, more_time = ranges.pop()
                 hits, time = hits + more_hits, time + more_time
@@ -241,15 +273,11 @@ class _Class(Queue):
         self.hits = [_DECAY * hits for hits in self.hits]
         self.forgotten = [_DECAY * forgotten for forgotten in self.forgotten]
 
-    def _cohort(self, tick: int) -> list[tuple[float, float]]:
+    def _cohort(self, lost: list[float]) -> list[tuple[float, float]]:
         """Of bytes kept until they are used again: the share that is hit at each age, and the time until then.
 
         Up to the highest age at which anything was seen.
         """
-        waiting = [0.0] * _BUCKETS
-        for stamp, size in self.waiting.items():
-            waiting[_bucket(tick - stamp)] += size
-        lost = [gone + here for gone, here in zip(self.forgotten, waiting, strict=True)]
         seen = _BUCKETS
         while seen and not (self.hits[seen - 1] or lost[seen - 1]):
             seen -= 1
@@ -266,6 +294,20 @@ class _Class(Queue):
             cohort.append((left * share, width * left * (1 - share / 2)))
             left *= 1 - share
         return cohort
+
+
+def _last_kept(cohort: list[tuple[float, float]], part: float) -> int:
+    """The last bucket until which there is space for all that are in a class, if nothing else takes any.
+
+    What comes in a tick, times the ticks for which it stays: so much is there at any time.
+    """
+    last, stay = 0, 0.0
+    for bucket, (_, time) in enumerate(cohort):
+        stay += time
+        if part * stay > _TICKS:
+            break
+        last = bucket
+    return last
 
 
 def _bucket(age: int) -> int:

@@ -219,34 +219,48 @@ class Log:
         self.spent += size
         if self.tick >= self.compute_at:
             self.compute_at = self.tick + TICKS
-            self.densities = {place: self._densities(place) for place in ("end", "fresh", "reused")}
+            seen = {place: self._seen(place) for place in ("end", "fresh", "reused")}
+            everything = sum(sum(hits) + sum(lost) for hits, lost in seen.values())
+            for place, (hits, lost) in seen.items():
+                self.densities[place] = self._densities(hits, lost, (sum(hits) + sum(lost)) / everything)
             self.computed += 1
 
-    def _densities(self, place: str) -> list[float]:
-        """The best ratio of expected hits to expected time, over every age until which one might wait."""
+    def _seen(self, place: str) -> tuple[list[float], list[float]]:
+        """Bytes that were used again, and that were not, by age."""
         hits, lost = [0.0] * len(_WIDTHS), [0.0] * len(_WIDTHS)
         for event in self.events[place]:
-            weight = 0.99 ** (self.computed - event.computed)
+            weight = 0.998 ** (self.computed - event.computed)
             (hits if event.kind == "hit" else lost)[_bucket(event.age)] += weight * event.size
         for lifetime in (*self.here.values(), *self.gone.values()):
             if lifetime.place == place:
                 lost[_bucket(self.tick - lifetime.used)] += lifetime.size
+        return hits, lost
+
+    def _densities(self, hits: list[float], lost: list[float], part: float) -> list[float]:
+        """The best ratio of expected hits to expected time, over every age until which all that come have space."""
         shares = []
         for bucket in range(len(_WIDTHS)):
             older = sum(hits[bucket + 1 :]) + sum(lost[bucket + 1 :])
             reached = older + hits[bucket] + lost[bucket] / 2
             shares.append(hits[bucket] / reached if reached else 0.0)
-        return [self._best(shares, start) for start in range(len(_WIDTHS))]
+        space = [part * time for _, time in self._expected(shares, 0)]
+        densities = []
+        for start in range(len(_WIDTHS)):
+            first, *further = [hits / time for hits, time in self._expected(shares, start)]
+            kept = [ratio for ratio, needed in zip(further, space[start + 1 :], strict=True) if needed <= TICKS]
+            densities.append(max(first, *kept, 0.0))
+        return densities
 
     @staticmethod
-    def _best(shares: list[float], start: int) -> float:
-        best, left, expected, time = 0.0, 1.0, 0.0, 0.0
+    def _expected(shares: list[float], start: int) -> list[tuple[float, float]]:
+        """Of one that comes to the bucket `start`: the hits, and the time until then, if it waits in one, two, ..."""
+        left, hits, time, expected = 1.0, 0.0, 0.0, []
         for share, width in zip(shares[start:], _WIDTHS[start:], strict=True):
-            expected += left * share
+            hits += left * share
             time += left * width * (1 - share / 2)
             left *= 1 - share
-            best = max(best, expected / time)
-        return best
+            expected.append((hits, time))
+        return expected
 
 
 @pytest.mark.parametrize(("seed", "capacity"), [(1, 60), (2, 300), (3, 1000)])
@@ -297,15 +311,20 @@ class TestEstimate:
     def place(self) -> _Class:
         return _Class(Policy(1000), 0)
 
+    @staticmethod
+    def compute(place: _Class, tick: int = 0, part: float = 0.0) -> None:
+        """With a class of which so little comes that it can be kept for ever, unless it is told otherwise."""
+        place.compute(place.lost(tick), part)
+
     def test_without_a_hit_nothing_is_expected(self, place: _Class) -> None:
         place.waiting[0] += 100
         place.was_forgotten(50, 0, 100)
-        place.compute(100)
+        self.compute(place, 100)
         assert not any(place.densities)
 
     def test_where_all_are_hit_at_one_age_one_hit_is_expected_in_the_time_until_then(self, place: _Class) -> None:
         place.hits[_bucket(7)] = 10.0
-        place.compute(0)
+        self.compute(place)
         assert place.densities[7] == pytest.approx(1 / 0.5)
         assert place.densities[0] == pytest.approx(1 / 7.5)
         assert place.densities[8] == 0
@@ -313,7 +332,7 @@ class TestEstimate:
     def test_the_density_rises_towards_the_age_of_use_and_falls_behind_it(self, place: _Class) -> None:
         place.hits[_bucket(7)] = 10.0
         place.forgotten[_bucket(1000)] = 10.0
-        place.compute(0)
+        self.compute(place)
         assert sorted(place.densities[:8]) == place.densities[:8]
         assert max(place.densities[8:]) < place.densities[0]
 
@@ -321,28 +340,49 @@ class TestEstimate:
         """Nine in ten early, the rest late: who has not been used early is worth to be kept."""
         place.hits[_bucket(4)] = 90.0
         place.hits[_bucket(100)] = 10.0
-        place.compute(0)
+        self.compute(place)
         assert place.densities[_bucket(50)] > 0
 
     def test_who_still_waits_counts_as_having_reached_its_age(self, place: _Class) -> None:
         place.hits[_bucket(100)] = 10.0
-        place.compute(0)
+        self.compute(place)
         alone = place.densities[0]
         place.hits[_bucket(100)] = 10.0
         place.waiting[0] += 30
-        place.compute(1 << 20)
+        self.compute(place, 1 << 20)
         assert place.densities[0] == pytest.approx(alone / 4, rel=0.2)
 
     def test_an_early_plateau_does_not_hide_a_later_peak(self, place: _Class) -> None:
         place.hits[_bucket(4)] = 1.0
         place.hits[_bucket(16)] = 99.0
-        place.compute(0)
+        self.compute(place)
         assert place.densities[4] > 0.05, "the first alone were 0.01"
 
-    def test_observations_lose_a_hundredth_each_time(self, place: _Class) -> None:
+    def test_hits_after_the_age_until_which_there_is_space_for_all_do_not_count(self, place: _Class) -> None:
+        for part, age, counts in ((1.0, 900, True), (1.0, 1300, False), (0.5, 1300, True), (0.1, 20000, False)):
+            place.hits = [0.0] * len(_WIDTHS)
+            place.hits[_bucket(age)] = 10.0
+            self.compute(place, part=part)
+            assert (place.densities[0] > 0) == counts
+
+    def test_nor_do_those_who_go_until_then_take_space(self, place: _Class) -> None:
+        place.hits[_bucket(4000)] = 10.0
+        self.compute(place, part=1.0)
+        assert place.densities[0] == 0
+        place.hits[_bucket(10)] = 90.0
+        place.hits[_bucket(4000)] = 10.0
+        self.compute(place, part=1.0)
+        assert place.densities[_bucket(100)] > 0
+
+    def test_who_is_older_is_kept_for_hits_of_its_own_age(self, place: _Class) -> None:
+        place.hits[_bucket(3000)] = place.hits[_bucket(6000)] = 10.0
+        self.compute(place, part=1.0)
+        assert [place.densities[_bucket(age)] > 0 for age in (2000, 3000, 4000, 6000)] == [False, True, False, True]
+
+    def test_observations_lose_a_five_hundredth_each_time(self, place: _Class) -> None:
         place.hits[3], place.forgotten[4] = 100.0, 50.0
-        place.compute(0)
-        assert (place.hits[3], place.forgotten[4]) == (99.0, 49.5)
+        self.compute(place)
+        assert (place.hits[3], place.forgotten[4]) == (99.8, 49.9)
 
 
 class TestVictim:
@@ -369,12 +409,14 @@ class TestVictim:
         policy._reused.densities = [5.0] * len(_WIDTHS)
         assert shelf.order == [*"abxc"]
 
-    def test_among_equals_it_is_the_least_recently_used(self) -> None:
+    def test_among_equals_it_is_the_least_recently_used_and_reused_ones_come_last(self) -> None:
         shelf = Shelf(Policy(10 * PAGE))
         shelf.put("abcd")
-        shelf.hit("a")
+        shelf.hit("ca")
         shelf.put("e")
-        assert shelf.order == [*"bcdae"]
+        shelf.begin("f", parent="b")
+        shelf.unhold("f")
+        assert shelf.order == [*"bdefca"]
 
     def test_and_among_those_of_one_moment_an_end(self) -> None:
         shelf = Shelf(Policy(5000 * PAGE))
