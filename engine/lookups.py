@@ -160,10 +160,8 @@ class Lookups:
             return []
         rest = [prefix.missing[NAMESPACE_BYTES:], *hashes]
         rows = wanted_rows(self._workers, (key.model_name, key.world_size), key.cache_salt, rest)
-        width = len(rows[0])
-        last: list[Entry | None] = [*prefix.entries[-width:]] or [None] * width
         tokens = (session.hits + len(rows)) * self._prompts.chunk_size
-        session.prefetch = Prefetch(rows, readers, tokens, now, last, session.suffix_first)
+        session.prefetch = Prefetch(rows, readers, tokens, now, session.suffix_first)
         return self._prefetches.begin(now, session.prefetch)
 
     def missed(self) -> tuple[tuple[MissReason, int], ...]:

@@ -40,8 +40,6 @@ class Prefetch:
     """Leases that it takes on each object that has come."""
     tokens: int
     started: float
-    parents: list[Entry | None]
-    """By namespace, the object before the first of these chunks, if that is known."""
     before: list[bytes] = field(default_factory=list)
     """Keys of all objects before them, last chunk first."""
     end: int = 0
@@ -268,8 +266,11 @@ class Prefetches:
 
     def _parent(self, prefetch: Prefetch, column: int) -> Entry | None:
         """The object before that of the next chunk, which may be on its way itself."""
-        place = prefetch.next
-        return self._cache.entry(prefetch.rows[place - 1][column].key) if place else prefetch.parents[column]
+        if prefetch.next:
+            return self._cache.entry(prefetch.rows[prefetch.next - 1][column].key)
+        # NOTE: By its key, since nobody may have kept it: it must be there now.
+        place = len(prefetch.rows[0]) - 1 - column
+        return self._cache.entry(prefetch.before[place]) if prefetch.before else None
 
     def _reserve(self, now: float, wanted: Wanted, parent: Entry | None) -> Entry | None:
         if self._cache.holds(wanted.key):

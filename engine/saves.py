@@ -150,7 +150,8 @@ class Saves:
             if not self._fits(entry, tier):
                 break
             self._left.pop()
-            if entry.visible:
+            # NOTE: Nobody has kept it since it was put down here: its slot may be another object's by now.
+            if self._cache.find(entry.key) is entry:
                 effects += self._save(entry, tier)
         return effects
 

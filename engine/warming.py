@@ -10,7 +10,6 @@ from engine.errors import PrefetchError
 from engine.events import CommandAsked, CommandDone, Effect
 from engine.jobs import Job, Jobs, Step
 from engine.l1.cache import L1Cache
-from engine.l1.entry import Entry
 from engine.lookups import longest_prefix, prefixes, wanted_rows
 from engine.operators import CommandHandler
 from engine.prefetches import Prefetch, Prefetches
@@ -48,12 +47,9 @@ class Warming:
         if not command.hashes:
             raise PrefetchError("there is no complete chunk to load")
         prefix = longest_prefix(self._cache, prefixes(pair, command.cache_salt, fingerprints), command.hashes)
-        width = len(fingerprints) * pair[1]
-        there = len(prefix.entries) // width
+        there = len(prefix.entries) // (len(fingerprints) * pair[1])
         rows = wanted_rows(self._workers, pair, command.cache_salt, command.hashes[there:])
-        parents: list[Entry | None] = [*prefix.entries[-width:]] or [None] * width
-        before = [entry.key for entry in reversed(prefix.entries)]
-        prefetch = Prefetch(rows, 1, 0, event.now, parents, before)
+        prefetch = Prefetch(rows, 1, 0, event.now, [entry.key for entry in reversed(prefix.entries)])
         effects = self._prefetches.begin(event.now, prefetch)
         job = self._jobs.start("prefetch", event.now, len(command.hashes), self._part(prefetch, there))
         return [*effects, *self._jobs.proceed(event.now), CommandDone(event.ticket, job.report(event.now))]

@@ -138,6 +138,13 @@ def stored(world: World) -> list[tuple[Role, tuple[int, ...], str]]:
     ]
 
 
+def save_elsewhere(world: World, pick: int) -> None:
+    """Another server has the same objects, and has saved them: each to one of the tiers."""
+    tiers = world.storage.in_use
+    for place, (identity, slot) in enumerate(world.oracle.present.items()):
+        world.storage.put(tiers[pick % (place + 2) % len(tiers)], world.oracle.key_of(identity), slot)
+
+
 def saved(world: World) -> list[tuple[Role, tuple[int, ...], str]]:
     """What L2 has."""
     identities = [world.oracle.identity(key) for name in world.storage.in_use for key in world.storage.keys(name)]

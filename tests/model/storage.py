@@ -9,7 +9,7 @@ from typing import Literal
 from engine.events import Event, Find, Found, Load, Loaded, Save, Saved
 from engine.settings import L2Settings, PrefetchMode, PrefetchSettings, StorePolicy
 from engine.status import TierOutcome
-from tests.model.oracle import Identity, Slot
+from tests.model.oracle import PAGE, Identity, Slot
 
 How = Literal["done", "fail", "damage"]
 
@@ -72,12 +72,21 @@ class Storage:
         return any(not isinstance(each.effect, Save) for each in self.work)
 
     @property
+    def finds(self) -> list[Work]:
+        return [each for each in self.work if isinstance(each.effect, Find)]
+
+    @property
     def loading(self) -> set[Identity]:
         return {each.slot.identity for each in self.loads if each.slot}
 
     @property
     def loads(self) -> list[Work]:
         return [each for each in self.work if isinstance(each.effect, Load)]
+
+    def put(self, name: str, key: bytes, slot: Slot) -> None:
+        """The tier gets what is in a slot of L1, to its last page."""
+        start, end = slot.pages.start * PAGE, slot.pages.stop * PAGE
+        self.objects.setdefault(name, {})[key] = bytes(self._arena[start:end])
 
     def keys(self, name: str) -> list[bytes]:
         """Of all objects of a tier."""

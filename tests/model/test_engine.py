@@ -83,6 +83,9 @@ class EngineMachine(RuleBasedStateMachine):
     @rule(pick=PICK, request=REQUESTS)
     def warm(self, pick: int, request: Request) -> None:
         """All workers of a model are there and store a prompt, and the transfer thread does all it has to."""
+        self._warm(pick, request)
+
+    def _warm(self, pick: int, request: Request) -> None:
         pair = self._worker(pick).role.pair
         workers = [worker for worker in self.world.workers if worker.role.pair == pair]
         for worker in workers:
@@ -304,6 +307,27 @@ class _WithL2(EngineMachine):
             self.world.finish_loads()
         else:
             self.world.finish_storage(self._pick(self.world.storage.work, pick), how)
+
+    @precondition(lambda self: self.world.storage.in_use and not self.world.transfers.ended)
+    @rule(
+        pick=PICK,
+        request=REQUESTS,
+        left=st.sampled_from([0, 0, 1, 2]),
+        wait=WAITS,
+        loading=st.sampled_from([True, True, True, False]),
+    )
+    def load(self, pick: int, request: Request, left: int, wait: float | None, loading: bool) -> None:
+        """A prompt is in L2 and most of it not in L1, and is looked up."""
+        self._warm(pick, request)
+        schedulers.save_elsewhere(self.world, pick)
+        schedulers.clear(self.world, force=False)
+        role = self._worker(pick).role
+        if left:
+            self._warm(pick, replace(request, tokens=request.tokens[: left * CHUNK]))
+        schedulers.look_up(self.world, role, request)
+        while loading and (finds := self.world.storage.finds):
+            self.world.finish_storage(finds[0])
+        schedulers.collect(self.world, (role.scheduler, request.request_id), wait=wait)
 
     @precondition(lambda self: self.world.storage.loads)
     @rule(pick=PICK, what=st.sampled_from(["done", "fail", "damage", "clear", "store", None]))

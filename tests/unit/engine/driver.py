@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import count
-from typing import Any
+from typing import Any, TypeVar
 
-from engine import EngineSettings, Liveness, LookReport, StatusReport
+from engine import EngineSettings, L2Settings, Liveness, LookReport, StatusReport
 from engine.commands import A, Command, Look
 from engine.core import Engine
 from engine.events import (
@@ -18,11 +18,18 @@ from engine.events import (
     CopyEnded,
     Discard,
     Discarded,
+    Due,
     Effect,
     Event,
+    Find,
+    Found,
+    Load,
+    Loaded,
     Map,
     MapEnded,
     Reply,
+    Save,
+    Saved,
     Tick,
     Unmap,
     UnmapEnded,
@@ -33,6 +40,7 @@ from engine.l1.cache import ALIGNMENT, L1Cache
 from engine.l1.entry import Entry
 from engine.l1.partitions import MakePolicy
 from engine.l1.policies.lru_policy import Policy
+from engine.status import TierOutcome
 from engine.traffic import Traffic
 from engine.wire import messages as m
 from engine.wire.codec import encode_value
@@ -42,6 +50,31 @@ POOL = m.RegisterEngineDrivenReply("pool", 1 << 20)
 TENSORS = [cpu_tensor([9, 2, 8, 8], shm_name=f"/{layer}") for layer in range(2)]
 """Two layers, 9 blocks of 8 tokens, 512 bytes a chunk of 16 tokens and layer: each object occupies one slot."""
 SLOT = ALIGNMENT
+
+
+T = TypeVar("T", Find, Load, Save)
+
+
+class Storage:
+    """The tiers of L2: which keys each has. `working`: what is asked of it is done at once."""
+
+    def __init__(self, names: Iterable[str]) -> None:
+        self.keys: dict[str, set[bytes]] = {name: set() for name in names}
+        self.pending: list[Find | Load | Save] = []
+        self.working = True
+
+    def answer(self, now: float, task: Find | Load | Save, outcome: TierOutcome) -> Event:
+        keys = self.keys[task.tier]
+        match task:
+            case Find():
+                return Found(now, task.ticket, tuple(outcome == "done" and key in keys for key in task.keys))
+            case Load():
+                is_there = task.slot.key in keys
+                return Loaded(now, task.ticket, outcome if is_there or outcome != "done" else "absent")
+            case Save():
+                if outcome == "done":
+                    keys.add(task.slot.key)
+                return Saved(now, task.ticket, outcome)
 
 
 class Driver:
@@ -54,9 +87,10 @@ class Driver:
         working: bool = True,
         liveness: Liveness | None = None,
         make_policy: MakePolicy = Policy,
+        tiers: Sequence[L2Settings] = (),
     ) -> None:
         """`slots`: L1 in slots of 4,096 bytes. `working`: what the engine wants done is done at once."""
-        settings = EngineSettings(chunk_size=16, liveness=liveness or Liveness())
+        settings = EngineSettings(chunk_size=16, liveness=liveness or Liveness(), l2=tuple(tiers))
         self.cache = L1Cache(slots * SLOT, make_policy)
         self.traffic = Traffic()
         self.engine = Engine(settings, self.cache, POOL, self.traffic)
@@ -72,6 +106,7 @@ class Driver:
         """To commands, by ticket."""
         self.wants_to_continue = False
         self.warnings: list[str] = []
+        self.storage = Storage(tier.name for tier in tiers)
         self._tickets = count()
 
     def start(self, message: m.Message, *, client: bytes = b"c", waited: float = 0.0) -> bytes:
@@ -98,10 +133,14 @@ class Driver:
             elif isinstance(effect, Continue):
                 assert not self.wants_to_continue, "a second wish to continue"
                 self.wants_to_continue = True
+            elif isinstance(effect, Find | Load | Save):
+                self.storage.pending.append(effect)
             else:
                 self.pending.append(effect)
         if self.working:
             self.work()
+        if self.storage.working:
+            self.work_in_l2()
         return effects
 
     def work(self) -> None:
@@ -119,10 +158,30 @@ class Driver:
                 case Discard():
                     self.handle(Discarded(self.now, self.problem))
 
+    def work_in_l2(self, outcome: TierOutcome = "done", kind: type[Find | Load | Save] | None = None) -> None:
+        """Lets L2 do all that is asked of it, or all of a kind, as far as this was asked before or follows from it."""
+        while task := next((each for each in self.storage.pending if kind is None or isinstance(each, kind)), None):
+            self.answer(task, outcome)
+
+    def answer(self, task: Find | Load | Save, outcome: TierOutcome = "done") -> None:
+        """Lets L2 do one thing, or fail to. What a tier does not have is absent."""
+        self.storage.pending.remove(task)
+        self.handle(self.storage.answer(self.now, task, outcome))
+
+    def asked(self, kind: type[T]) -> list[T]:
+        """What L2 was asked for and has not done, in order."""
+        return [each for each in self.storage.pending if isinstance(each, kind)]
+
     def tick(self, seconds: float) -> None:
         """Time passes."""
         self.now += seconds
         self.handle(Tick(self.now))
+
+    def wait(self, seconds: float) -> None:
+        """Time passes, and the engine hears of it where it wanted to."""
+        self.now += seconds
+        if self.engine.due <= self.now:
+            self.handle(Due(self.now))
 
     @property
     def ranked(self) -> list[Entry]:
@@ -201,6 +260,15 @@ class Driver:
 
     def end(self, request_id: str = "r", *, client: bytes = b"c") -> None:
         assert self.ask(m.EndSession(request_id), client=client) is None
+
+    def look_up(self, tokens: Sequence[int], *, client: bytes = b"c", **more: Any) -> None:
+        """Begins a lookup; `query` has the answer."""
+        assert self.ask(m.Lookup(key(tokens, **more), packed(1)), client=client) is None
+
+    def query(self, request_id: str = "r", *, client: bytes = b"c") -> int | None:
+        """The number of chunks found; None while that is not known."""
+        found: int | None = self.ask(m.QueryPrefetchStatus(request_id), client=client)
+        return found
 
     @property
     def leased(self) -> int:
