@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from engine import l2_types
 from tests.contract.gated import START_GATE
 from tests.support.polling import until
 from tests.support.server import ROOT, Server, Spawned, http
@@ -204,7 +205,7 @@ def test_check_config_says_ok_or_everything_that_is_wrong(tmp_path: Path) -> Non
     assert done.returncode == 2
     assert done.stdout.splitlines() == [
         f'{file}:2: l1.eviction_polcy = lru: unknown key, did you mean "eviction_policy"?',
-        f"{file}:4: l2[0].type = fs: is not known; there is none yet",
+        f"{file}:4: l2[0].type = fs: is not one of {', '.join(l2_types())}",
     ]
 
 
