@@ -28,6 +28,7 @@ from engine.events import (
     RequestArrived,
     Saved,
     Tick,
+    TierCleared,
     TransfersEnded,
     UnmapEnded,
     Warn,
@@ -151,6 +152,9 @@ class Engine:
                 return [*self._prefetches.loaded(event), *self._warming.proceed(event.now)]
             case Saved():
                 return self._saves.saved(event)
+            case TierCleared():
+                self._saves.cleared(event.tier)
+                return []
             case Due():
                 return []
             case Tick():

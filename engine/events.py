@@ -128,6 +128,14 @@ class Saved:
     outcome: TierOutcome
 
 
+@dataclass(frozen=True, slots=True)
+class TierCleared:
+    """A tier has begun to delete everything in it."""
+
+    now: float
+    tier: str
+
+
 Event = (
     RequestArrived
     | CopyEnded
@@ -141,6 +149,7 @@ Event = (
     | Found
     | Loaded
     | Saved
+    | TierCleared
     | Tick
 )
 

@@ -62,6 +62,16 @@ class Saves:
         backs = [tier for tier in self._tiers if tier.settings.store_policy == "write_back"]
         self._cache.watch_saved = tuple(tier.bit for tier in backs)
 
+    def cleared(self, name: str) -> None:
+        """A tier is being emptied: what L1 has may be saved there anew."""
+        tier = self._tiers.find(name)
+        if tier is not None:
+            counted = self._cache.counters.unsaved_evictions
+            unsaved = counted.pop(tier.bit, 0)
+            self._tiers.forget_saved(tier)
+            counted[tier.bit] = unsaved
+            self.configured()
+
     def unsaved(self, tier: Tier) -> int:
         """Objects that were evicted before they had been written back to this tier."""
         return self._cache.counters.unsaved_evictions[tier.bit]

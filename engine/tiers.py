@@ -64,6 +64,10 @@ class Tiers:
         """These are the tiers from now on. One that keeps its name, type and options keeps what is known of it."""
         self._tiers = [self._kept(each) or self._new(each) for each in settings]
 
+    def forget_saved(self, tier: Tier) -> None:
+        """Nothing is known any more to be in this tier."""
+        tier.bit = self._new_bit()
+
     def faster(self, than: Tier) -> list[Tier]:
         """Those in use that are asked before it, and take over what it has."""
         if than not in self._tiers:
@@ -79,8 +83,11 @@ class Tiers:
         return tier
 
     def _new(self, settings: L2Settings) -> Tier:
+        return Tier(settings, self._new_bit())
+
+    def _new_bit(self) -> int:
         self._next_bit <<= 1
-        return Tier(settings, self._next_bit >> 1)
+        return self._next_bit >> 1
 
 
 def patience(prefetch: PrefetchSettings, tokens: int) -> float:

@@ -16,7 +16,7 @@ from concurrent.futures import Future
 from typing import Final, TypeVar
 
 from engine.errors import TierError
-from engine.events import Event, Find, Load, TierEffect
+from engine.events import Event, Find, Load, TierCleared, TierEffect
 from engine.l2.base import DeniedError, FullError, L2Adapter, L2Error, UnavailableError, Usage
 from engine.l2.breaker import Breaker
 from engine.l2.envelope import HEADER_BYTES
@@ -348,6 +348,7 @@ class L2Tier:
     def _clear(self, adapter: L2Adapter) -> None:
         # NOTE: Before the first look: whoever writes something behind it finds that out, and deletes it again.
         self._cleared = self._clock()
+        self._bench.post(TierCleared(self._cleared, self.settings.name))
         batch: list[str] = []
         for stored in adapter.scan():
             batch.append(stored.name)

@@ -9,7 +9,7 @@ import pytest
 
 from engine import L2Settings
 from engine.commands import ClearAll, ConfigureTiers, DeleteObjects, Drain, PauseTier
-from engine.events import Save
+from engine.events import Save, TierCleared
 from engine.hashing import hash_tokens
 from engine.status import L2Report, TierReport
 from engine.wire import messages as m
@@ -329,6 +329,33 @@ class TestWriteBack:
         assert len(driver.storage.keys["t"]) == 8
         assert driver.cache.used == 0
         assert_nothing_is_held(driver)
+
+
+class TestClearedTier:
+    def test_what_was_saved_before_is_saved_again(self) -> None:
+        driver = driver_with(tier("selective", selective_uses=1))
+        driver.store(tokens(1))
+        driver.lookup(tokens(1))
+        driver.work_in_l2()
+        driver.storage.keys["t"].clear()
+        driver.handle(TierCleared(driver.now, "t"))
+        driver.lookup(tokens(1))
+        driver.work_in_l2()
+        assert saved(driver, tokens(1)) == 1
+
+    def test_what_was_counted_stays_counted(self) -> None:
+        driver = driver_with(tier("write_back"), slots=8)
+        for number in range(40):
+            driver.store(tokens(number))
+        before = report(driver).unsaved_evictions
+        assert before
+        driver.handle(TierCleared(driver.now, "t"))
+        assert report(driver).unsaved_evictions == before
+        driver.store(tokens(50, 4))
+        assert report(driver).unsaved_evictions > before
+
+    def test_a_tier_that_is_not_there_any_more_is_nobodys_business(self) -> None:
+        assert driver_with(tier()).handle(TierCleared(0.0, "gone")) == []
 
 
 class TestSelective:
