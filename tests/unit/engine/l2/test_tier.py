@@ -11,7 +11,7 @@ from dataclasses import replace
 import pytest
 
 from engine.errors import TierError
-from engine.events import Found, Loaded, Save, Saved
+from engine.events import Found, Loaded, Save, Saved, TierCleared
 from engine.l2.base import DeniedError, FullError
 from engine.l2.breaker import FAILURES, LONGEST_WAIT
 from engine.l2.envelope import HEADER_BYTES
@@ -365,6 +365,7 @@ class TestOperators:
         until(lambda: bench.tier.report().work is None, "the clear")
         assert bench.memory.used() == (0, 0)
         assert bench.tier.report().work_done == 3
+        assert [each.tier for each in bench.events if isinstance(each, TierCleared)] == [bench.tier.settings.name]
         assert bench.find(1, 2) == (False, False)
 
     @pytest.mark.parametrize("deletes", ["at once", "when it is tried again"])

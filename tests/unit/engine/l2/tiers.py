@@ -18,6 +18,8 @@ from engine.settings import L2Settings
 from tests.support.polling import until
 from tests.unit.engine.support import FakeClock
 
+ANSWERS = (Found, Loaded, Saved)
+
 E = TypeVar("E", bound=Event)
 
 SIZE = 8192
@@ -135,7 +137,7 @@ class Bench:
         return event
 
     def answers(self, ticket: int) -> list[Any]:
-        return [event for event in list(self.events) if event.ticket == ticket]
+        return [event for event in list(self.events) if isinstance(event, ANSWERS) and event.ticket == ticket]
 
     # What the storage has
 
