@@ -34,6 +34,7 @@ class Item:
     committed: bool = False
     visible: bool = True
     leases: int = 0
+    borrowers: int = 0
 
     @property
     def pages(self) -> range:
@@ -42,7 +43,7 @@ class Item:
 
     @property
     def in_use(self) -> bool:
-        return not self.committed or self.leases > 0
+        return not self.committed or self.leases > 0 or self.borrowers > 0
 
 
 class NaiveOrder:
@@ -152,9 +153,9 @@ class NaiveCache:
         self.ranked = ranked
 
     def evictable(self) -> list[Item]:
-        """In the order in which they should go."""
+        """In the order in which they should go; what is borrowed has its place in the order, and does not go."""
         by_key = {item.key: item for item in self.ready()}
-        return [by_key[key] for key in self.ranked]
+        return [item for key in self.ranked if not (item := by_key[key]).borrowers]
 
     def beyond(self) -> list[Item]:
         """What lies behind the capacity, doomed objects included."""
@@ -206,10 +207,28 @@ class NaiveCache:
 
     def unused(self, item: Item) -> None:
         """Its writer or last reader has left."""
-        if not item.visible:
-            self.forget(item)
-        else:
+        if item.visible:
             self.order.come(item.key)
+        elif not item.in_use:
+            self.forget(item)
+
+    def given_back(self, item: Item) -> None:
+        """Nobody borrows it any more; its place in the order is what it was."""
+        if not item.visible and not item.in_use:
+            self.forget(item)
+
+    def coldest(self, part: int) -> list[Item]:
+        """The first `part`-th of all bytes in the order, without what is borrowed."""
+        by_key = {item.key: item for item in self.ready()}
+        left = sum(len(item.pages) for item in self.live) * ALIGNMENT // part
+        found = []
+        for item in [by_key[key] for key in self.ranked]:
+            if left <= 0:
+                break
+            left -= len(item.pages) * ALIGNMENT
+            if not item.borrowers:
+                found.append(item)
+        return found
 
     def free_pages(self, without: Iterable[Item] = ()) -> list[bool]:
         """By page below the capacity: free, or free if the objects of `without` were evicted."""

@@ -131,6 +131,36 @@ class L1CacheMachine(RuleBasedStateMachine):
             self._release(item, 1)
         self._touch_prefix(key)
 
+    # What saves do
+
+    @precondition(lambda self: self.model.ready())
+    @rule(pick=PICK)
+    def borrow(self, pick: int) -> None:
+        """Leased or not; it keeps its place in the order."""
+        item = self._pick(self.model.ready(), pick)
+        before = self._ranked() if self.model.order.is_exact else None
+        self.cache.borrow(item.entry)
+        item.borrowers += 1
+        assert before is None or self._ranked() == before, "borrowing has changed the order"
+
+    @precondition(lambda self: self._borrowed())
+    @rule(pick=PICK, drop=st.booleans())
+    def give_back(self, pick: int, drop: bool) -> None:
+        """And let it go, as far as nobody else uses it."""
+        item = self._pick(self._borrowed(), pick)
+        self.cache.give_back(item.entry)
+        item.borrowers -= 1
+        self.model.given_back(item)
+        if drop:
+            self.cache.drop(item.entry)
+            if item.visible and not item.in_use:
+                self.model.hide(item, "evicted")
+
+    @rule(part=st.sampled_from([1, 2, 8]))
+    def look_at_the_coldest(self, part: int) -> None:
+        self.the_order_of_eviction_is_right()
+        assert self.cache.coldest(part) == [item.entry for item in self.model.coldest(part)]
+
     # What ends objects
 
     @precondition(lambda self: self._visible())
@@ -220,6 +250,8 @@ class L1CacheMachine(RuleBasedStateMachine):
         assert all(item.entry.offset % ALIGNMENT == 0 for item in self.model.live)
         assert self.cache.ready_objects == len(self.model.ready())
         assert self.cache.objects_in_use == (len(self._leased()), len(self._written()))
+        assert self.cache._in_use == {item.entry for item in self.model.live if item.in_use}
+        assert self.cache._in_use_bytes == sum(item.entry.size for item in self.model.live if item.in_use)
         counters = self.cache.counters
         assert counters.stored_objects - counters.evicted_objects - counters.cleared_objects == self.cache.ready_objects
 
@@ -271,7 +303,10 @@ class L1CacheMachine(RuleBasedStateMachine):
         self.cache.clear()
         for item in [item for item in self.model.live if item.in_use]:
             if item.committed:
-                self.cache.release(item.entry, item.leases)
+                if item.leases:
+                    self.cache.release(item.entry, item.leases)
+                for _ in range(item.borrowers):
+                    self.cache.give_back(item.entry)
             else:
                 self.cache.commit(item.entry)
             assert self.cache.find(key_bytes(item.key)) is None
@@ -378,8 +413,9 @@ class L1CacheMachine(RuleBasedStateMachine):
     def _state(self) -> object:
         """All of it, to be compared; entries are themselves."""
         cache = self.cache
-        entries = {(entry, entry.leases, entry.ready, entry.visible) for entry in cache._entries.values()}
-        scalars = (cache._leased, cache._ready, cache._ready_bytes, astuple(cache.counters))
+        uses = {(entry, entry.leases, entry.borrowers) for entry in cache._entries.values()}
+        entries = {(entry, entry.ready, entry.visible) for entry in cache._entries.values()} | uses
+        scalars = (cache._leased, cache._borrowed, cache._ready, cache._ready_bytes, astuple(cache.counters))
         ranked = self._ranked() if self.model.order.is_exact else None
         usage = (cache._partitions.usage, cache._partitions._shared.used)
         return entries, set(cache._in_use), scalars, ranked, deepcopy((usage, vars(cache._allocator)))
@@ -389,6 +425,9 @@ class L1CacheMachine(RuleBasedStateMachine):
 
     def _leased(self) -> list[Item]:
         return [item for item in self.model.live if item.leases]
+
+    def _borrowed(self) -> list[Item]:
+        return [item for item in self.model.live if item.borrowers]
 
     def _visible(self) -> list[Item]:
         return [item for item in self.model.live if item.visible]
