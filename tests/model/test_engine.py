@@ -365,7 +365,10 @@ class _WithL2(EngineMachine):
     def load_before_anybody_asks(self, pick: int, request: Request) -> None:
         schedulers.warm(self.world, self._worker(pick).role, request)
 
-    @rule(pick=PICK, what=st.sampled_from(["pause", "resume", "resume", "lose everything", "configure", *[None] * 4]))
+    @rule(
+        pick=PICK,
+        what=st.sampled_from(["pause", "resume", "resume", "lose everything", "clear", "configure", *[None] * 4]),
+    )
     def change_tiers(self, pick: int, what: str | None) -> None:
         storage = self.world.storage
         tier = self._pick(storage.configured, pick).name
@@ -374,6 +377,8 @@ class _WithL2(EngineMachine):
                 self.world.pause_tier(tier, paused=what == "pause")
             case "lose everything":
                 storage.objects.pop(tier, None)
+            case "clear":
+                self.world.clear_tier(tier)
             case "configure":
                 self.world.configure_tiers(self._pick(TIERS, pick))
 
@@ -387,9 +392,9 @@ class RoomyMachineWithL2(_WithL2):
 
 
 TestEngineUnderPressure = PressedMachine.TestCase
-TestEngineUnderPressure.settings = budget(examples=700, steps=50)
+TestEngineUnderPressure.settings = budget(examples=850, steps=50)
 TestEngineWithRoom = RoomyMachine.TestCase
-TestEngineWithRoom.settings = budget(examples=550, steps=50)
+TestEngineWithRoom.settings = budget(examples=650, steps=50)
 TestEngineWithL2UnderPressure = PressedMachineWithL2.TestCase
 TestEngineWithL2UnderPressure.settings = budget(examples=450, steps=50)
 TestEngineWithL2AndRoom = RoomyMachineWithL2.TestCase

@@ -31,6 +31,7 @@ from engine.events import (
     RequestArrived,
     Save,
     Tick,
+    TierCleared,
     Unmap,
     Warn,
 )
@@ -235,6 +236,11 @@ class World:
     def pause_tier(self, name: str, *, paused: bool) -> None:
         (self.storage.paused.add if paused else self.storage.paused.discard)(name)
         assert self.command(PauseTier(name, paused)) is True
+
+    def clear_tier(self, name: str) -> None:
+        """The tier says that it begins to delete everything, and does."""
+        self.storage.objects.pop(name, None)
+        self._handle(TierCleared(self.now, name))
 
     def hits_of(self, session_id: SessionId) -> int | None:
         """What a lookup has found; None while that is not known."""
