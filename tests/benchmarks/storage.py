@@ -202,7 +202,8 @@ class MooncakeStore:
 
     def delete(self, names: Sequence[bytes]) -> None:
         for name in names:
-            self._store.remove(name.hex())
+            # By force: it would wait for the lease of the last get otherwise, and fail.
+            self._store.remove(name.hex(), True)
 
 
 @dataclass(frozen=True)

@@ -87,7 +87,7 @@ def _mooncake(folder: Path) -> Iterator[Storage]:
     (folder / "master").mkdir()
     (folder / "lender").mkdir()
     master = mooncake.Master(folder / "master")
-    with master, mooncake.Lender(folder / "lender", master, 256 << 20):
+    with master, mooncake.Lender(folder / "lender", master, 1 << 30):
         settings = {
             "type": "mooncake",
             "master": master.address,
