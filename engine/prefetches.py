@@ -111,7 +111,6 @@ class Prefetches:
 
     def __init__(self, cache: L1Cache, tiers: Tiers, came: Callable[[Entry, Tier], list[Effect]]) -> None:
         """`came` is told of each object that was loaded, with its tier."""
-        self.loads_without_room = 0
         self._cache = cache
         self._tiers = tiers
         self._came = came
@@ -278,8 +277,8 @@ class Prefetches:
             return None
         try:
             return self._cache.reserve(wanted.key, wanted.size, wanted.namespace, now, parent)
-        except NoSpaceError:
-            self.loads_without_room += 1
+        except NoSpaceError as error:
+            self._cache.refuse([wanted.key], error.reason)
             return None
 
     def _load(self, entry: Entry, tier: Tier, prefetch: Prefetch) -> Load:

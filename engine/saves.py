@@ -18,12 +18,12 @@ from engine.l1.cache import L1Cache
 from engine.l1.entry import Entry
 from engine.tiers import Tier, Tiers
 
-_MOST_BYTES: Final = 8
+_MOST_BYTES: Final = 4
 """The part of L1, as its denominator, that saves of one tier hold at most."""
-_MOST_OBJECTS: Final = 256
-"""Saves of one tier at the same time."""
 _AHEAD: Final = 8
 """The coldest part of L1, as its denominator, that `write_back` keeps saved."""
+_LOOKS: Final = 2048
+"""Objects that it looks at each time: about a millisecond."""
 _LOOK_AFTER: Final = 64
 """It looks for what to save when that part of L1, as its denominator, was stored anew."""
 
@@ -42,7 +42,6 @@ class Saves:
         self._tiers = tiers
         self._tickets = count(1)
         self._running: dict[int, _Save] = {}
-        self._objects: Counter[Tier] = Counter()
         self._bytes: Counter[Tier] = Counter()
         self._saving: Counter[Entry] = Counter()
         self._leaving: set[Entry] = set()
@@ -115,7 +114,7 @@ class Saves:
         backs = [tier for tier in self._tiers.in_use if tier.settings.store_policy == "write_back"]
         if not backs or self._cache.used * _AHEAD < self._cache.capacity * (_AHEAD - 1):
             return []
-        coldest = self._cache.coldest(_AHEAD)
+        coldest = self._cache.coldest(_AHEAD, _LOOKS)
         effects: list[Effect] = []
         for tier in backs:
             for entry in coldest:
@@ -135,7 +134,6 @@ class Saves:
         """A save has ended, well or not."""
         save = self._running.pop(event.ticket)
         entry, tier = save.entry, save.tier
-        self._objects[tier] -= 1
         self._bytes[tier] -= entry.size
         self._saving[entry] -= 1
         if event.outcome == "done":
@@ -167,8 +165,8 @@ class Saves:
 
     def _fits(self, entry: Entry, tier: Tier) -> bool:
         # NOTE: One always fits, or in a small L1 large objects would never be saved.
-        objects, most = self._objects[tier], self._cache.capacity // _MOST_BYTES
-        return not objects or (objects < _MOST_OBJECTS and self._bytes[tier] + entry.size <= most)
+        held = self._bytes[tier]
+        return not held or held + entry.size <= self._cache.capacity // _MOST_BYTES
 
     def _save(self, entry: Entry, tier: Tier) -> list[Effect]:
         if entry.saved & tier.bit or tier.paused:
@@ -178,7 +176,6 @@ class Saves:
             return []
         ticket = next(self._tickets)
         self._running[ticket] = _Save(entry, tier)
-        self._objects[tier] += 1
         self._bytes[tier] += entry.size
         self._saving[entry] += 1
         # NOTE: Set when it begins, so that it does not begin twice; taken back if it fails.

@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import islice
 from typing import Final, cast, get_args
 
 from engine.keys import Namespace
@@ -258,12 +259,15 @@ class L1Cache:
                 self._move_to_present_policy(entry)
         _policy_of(entries[0]).hit(entries)
 
-    def coldest(self, part: int) -> list[Entry]:
-        """What would be evicted next: a `part`-th of the bytes of each partition, as far as it is not in use."""
+    def coldest(self, part: int, most: int | None = None) -> list[Entry]:
+        """What would be evicted next: a `part`-th of the bytes of each partition, as far as it is not in use.
+
+        Of each partition it looks at no more than the first `most` objects.
+        """
         found: list[Entry] = []
         for partition in self._partitions:
             left = partition.used // part
-            for entry in partition.victims():
+            for entry in islice(partition.victims(), most):
                 if left <= 0:
                     break
                 left -= entry.size

@@ -268,6 +268,10 @@ class L2Tier:
         """Why it was not done; None if it was."""
         try:
             task.perform(self._adapter, header)
+        except FullError:
+            # NOTE: It answers, and has room again when something goes; to leave it alone would help nobody.
+            side.succeeded()
+            return "full"
         except L2Error as error:
             side.failed(self._clock(), str(error))
             return _outcome(error)
@@ -407,8 +411,6 @@ class L2Tier:
 
 
 def _outcome(error: L2Error) -> TierOutcome:
-    if isinstance(error, FullError):
-        return "full"
     if isinstance(error, DeniedError):
         return "refused"
     return "unavailable" if isinstance(error, UnavailableError) else "absent"

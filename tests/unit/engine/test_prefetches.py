@@ -277,7 +277,7 @@ class TestRoom:
         assert chunks(driver) == [0, 1]
         driver.work_in_l2()
         assert driver.query() == 2
-        assert driver.engine._prefetches.loads_without_room == 1
+        assert driver.cache.counters.refused_objects["in_use"] == 1
 
     def test_when_nothing_can_be_loaded_the_answer_is_at_once(self) -> None:
         driver = driver_with(tier(), slots=4)

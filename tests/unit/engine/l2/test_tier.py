@@ -187,6 +187,13 @@ class TestFailures:
         assert bench.save(1) == [outcome]
         assert bench.tier.report().retries == 0
 
+    def test_a_full_storage_is_no_failing_one(self, bench: Bench) -> None:
+        bench.plan = {"write": Raised(FullError("no room"))}
+        assert {*bench.save(*range(8))} == {"full"}
+        assert bench.tier.problem() is None
+        bench.plan = {}
+        assert bench.save(1) == ["done"]
+
     def test_a_storage_that_keeps_failing_is_left_alone(self, bench: Bench) -> None:
         open_breaker(bench, "contains")
         assert bench.tier.problem() == "t (reading): the cable is cut"
