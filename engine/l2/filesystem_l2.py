@@ -29,7 +29,7 @@ from engine.l2.base import (
 from engine.l2.folder import SHARDS, Draft, Folder, Found, held, make_folder, occupied, shard_of
 from engine.l2.folder_account import Account, Ledger
 from engine.l2.folder_victims import Victims
-from engine.l2.vectors import are_pages, make_direct, read_all, size_of, write_all
+from engine.l2.vectors import allocate, are_pages, make_direct, read_all, size_of, write_all
 
 STAMP_SECONDS: Final = 60.0
 """How old the stamp of a use may get before the next use renews it: most reads write nothing."""
@@ -222,6 +222,7 @@ class Adapter(L2Adapter):
     def _fill(self, draft: Draft, buffers: Sequence[memoryview]) -> None:
         if self._direct and are_pages(buffers):
             make_direct(draft.descriptor)
+        allocate(draft.descriptor, size_of(buffers))
         write_all(draft.descriptor, buffers)
         if self._fsync:
             os.fsync(draft.descriptor)
