@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final
 
@@ -42,9 +43,10 @@ def with_defaults(schema: Schema, entry: dict[str, Any]) -> dict[str, Any]:
     return {"type": entry["type"], **filled, **entry, "prefetch": prefetch, "name": entry.get("name") or entry["type"]}
 
 
-def check_l2(entries: Any, report: Report) -> None:
-    """What the schema cannot say, with the path and what is wrong there: names are given once, and a Valkey has one
-    address."""
+def check_l2(schema: Schema, entries: Any, report: Report) -> None:
+    """What the schema cannot say, with the path and what is wrong there: names are given once, a Valkey has one
+    address, and the client libraries are installed."""
+    items = schema["properties"]["l2"]["items"]
     names: dict[str, int] = {}
     for index, entry in enumerate(entries if isinstance(entries, list) else []):
         name = (entry.get("name") or entry.get("type")) if isinstance(entry, dict) else None
@@ -54,6 +56,9 @@ def check_l2(entries: Any, report: Report) -> None:
             key = "name" if entry.get("name") else "type"
             report(("l2", index, key), f"l2[{names[name]}] is called {name!r} too; give each a name of its own")
         names.setdefault(name, index)
+        package = variant(items, entry).get("x-package")
+        if package is not None and find_spec(package) is None:
+            report(("l2", index, "type"), f"needs the package {package}: pip install 'kvkeep[{entry['type']}]'")
         if entry.get("type") == "valkey" and bool(entry.get("url")) == bool(entry.get("nodes")):
             report(("l2", index, "type"), "needs either url, for a single server, or nodes, for a cluster")
 

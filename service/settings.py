@@ -186,7 +186,7 @@ def _quota_problems(schema: Schema, layers: _Layers) -> list[Problem]:
 
 
 def _l2_problems(schema: Schema, layers: _Layers) -> list[Problem]:
-    return _found(schema, layers, lambda report: check_l2(_given(layers.values, "l2"), report))
+    return _found(schema, layers, lambda report: check_l2(schema, _given(layers.values, "l2"), report))
 
 
 def _found(

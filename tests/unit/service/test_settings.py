@@ -190,6 +190,15 @@ def test_the_origin_of_a_value_in_the_file_is_its_line(load, tmp_path: Path) -> 
             'f.yaml:1: l2[0].prefetch.mod = wait: unknown key, did you mean "mode"?',
         ),
         ("l2: [{path: /x}]", "f.yaml:1: l2[0] = a mapping: needs the key type"),
+        (
+            "l2: [{type: valkey}]",
+            "f.yaml:1: l2[0].type = valkey: needs either url, for a single server, or nodes, for a cluster",
+        ),
+        (
+            "l2: [{type: valkey, url: 'valkey://h', nodes: ['h:1']}]",
+            "f.yaml:1: l2[0].type = valkey: needs either url, for a single server, or nodes, for a cluster",
+        ),
+        ("l2: [{type: valkey, nodes: ['h:1'], capacity: 1GiB}]", "f.yaml:1: l2[0].capacity = 1GiB: must be null"),
         ("l2: {}", "f.yaml:1: l2 = {}: must be a list"),
         ("[]", "f.yaml:1: []: must be a mapping of keys"),
         ("just text", "f.yaml:1: just text: must be a mapping of keys"),
@@ -197,6 +206,15 @@ def test_the_origin_of_a_value_in_the_file_is_its_line(load, tmp_path: Path) -> 
 )  # fmt: skip
 def test_a_wrong_value_is_named_with_file_line_path_and_value(refuse, text: str, problem: str) -> None:
     assert refuse(text) == [problem]
+
+
+def test_a_client_library_that_is_not_installed_is_named_with_its_extra(
+    refuse, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.l2.find_spec", {"valkey": object()}.get)
+    assert refuse("l2: [{type: s3, bucket: b-1}, {type: valkey, nodes: ['h:1']}, {type: memory}]") == [
+        "f.yaml:1: l2[0].type = s3: needs the package obstore: pip install 'kvkeep[s3]'"
+    ]
 
 
 def test_all_problems_of_a_file_are_reported_at_once(refuse) -> None:
