@@ -49,17 +49,22 @@ def seal(key: bytes, namespace: Namespace, payload: memoryview, header: memoryvi
 
 def check(key: bytes, namespace: Namespace, header: memoryview, payload: memoryview) -> None:
     """Raises EnvelopeError unless this is the object of that key, every byte as it was sealed."""
+    check_digest(key, namespace, header, len(payload), xxh3_128_digest(payload))
+
+
+def check_digest(key: bytes, namespace: Namespace, header: memoryview, size: int, digest: bytes) -> None:
+    """The same for a payload of so many bytes with this XXH3-128."""
     front = bytes(header[:-_DIGEST_BYTES])
     if xxh3_128_digest(front) != header[-_DIGEST_BYTES:]:
         raise EnvelopeError("the header is damaged")
-    magic, length, digest, identity_length = _FIELDS.unpack_from(front)
+    magic, length, sealed, identity_length = _FIELDS.unpack_from(front)
     if magic != _MAGIC:
         raise EnvelopeError("the header is of another format")
     if front[_FIELDS.size : _FIELDS.size + identity_length] != _identity(key, namespace):
         raise EnvelopeError("it is the object of another key, model or layout")
-    if length != len(payload):
-        raise EnvelopeError(f"the payload has {length} bytes instead of {len(payload)}")
-    if xxh3_128_digest(payload) != digest:
+    if length != size:
+        raise EnvelopeError(f"the payload has {length} bytes instead of {size}")
+    if sealed != digest:
         raise EnvelopeError("the payload is damaged")
 
 

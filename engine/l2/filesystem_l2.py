@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from itertools import cycle
 from pathlib import Path
@@ -99,6 +99,9 @@ class Adapter(L2Adapter):
             return [self._has(name) for name in names]
 
     def read_into(self, name: str, buffers: Sequence[memoryview]) -> int:
+        return self.read_pieces(name, buffers, lambda piece: None)
+
+    def read_pieces(self, name: str, buffers: Sequence[memoryview], filled: Callable[[memoryview], object]) -> int:
         with self._errors("reading from"), self._opened(name) as descriptor:
             status = os.fstat(descriptor)
             if not S_ISREG(status.st_mode):
@@ -108,7 +111,7 @@ class Adapter(L2Adapter):
                 return status.st_size
             if self._direct and are_pages(buffers):
                 make_direct(descriptor)
-            return read_all(descriptor, buffers)
+            return read_all(descriptor, buffers, filled)
 
     def write(self, name: str, buffers: Sequence[memoryview]) -> None:
         deadline = self._deadline()

@@ -9,9 +9,11 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Final, Literal
 
+from xxhash import xxh3_128
+
 from engine.events import Event, Find, Found, Load, Loaded, Save, Saved, Slot
 from engine.l2.base import AbsentError, L2Adapter
-from engine.l2.envelope import HEADER_BYTES, EnvelopeError, check, seal
+from engine.l2.envelope import HEADER_BYTES, EnvelopeError, check_digest, seal
 from engine.l2.metering import Metering
 from engine.l2.tasks import Task
 from engine.status import TierOutcome
@@ -137,8 +139,9 @@ class LoadTask(_MoveTask):
         bench, began = self._bench, self._bench.clock()
         with self._payload() as payload:
             try:
-                size = adapter.read_into(self._name, [header, payload])
-                problem = self._problem(size, header, payload)
+                seen = PayloadHash()
+                size = adapter.read_pieces(self._name, [header, payload], seen.add)
+                problem = self._problem(size, header, seen.digest())
             except AbsentError:
                 self._end("absent")
                 return
@@ -150,14 +153,31 @@ class LoadTask(_MoveTask):
             logger.warning("L2 %s: the object %s is put aside: %s", bench.tier, self._name, problem)
             self._end("damaged")
 
-    def _problem(self, size: int, header: memoryview, payload: memoryview) -> str | None:
-        if size != HEADER_BYTES + len(payload):
-            return f"it has {size} bytes instead of {HEADER_BYTES + len(payload)}"
+    def _problem(self, size: int, header: memoryview, digest: bytes) -> str | None:
+        if size != HEADER_BYTES + self._slot.size:
+            return f"it has {size} bytes instead of {HEADER_BYTES + self._slot.size}"
         try:
-            check(self._slot.key, self._slot.namespace, header, payload)
+            check_digest(self._slot.key, self._slot.namespace, header, self._slot.size, digest)
         except EnvelopeError as error:
             return str(error)
         return None
+
+
+class PayloadHash:
+    """The XXH3-128 of an object's payload, while its bytes come in."""
+
+    def __init__(self) -> None:
+        self._hash = xxh3_128()
+        self._before = HEADER_BYTES
+        """Bytes still to come before the payload."""
+
+    def add(self, piece: memoryview) -> None:
+        skipped = min(self._before, len(piece))
+        self._before -= skipped
+        self._hash.update(piece[skipped:])
+
+    def digest(self) -> bytes:
+        return self._hash.digest()
 
 
 class SaveTask(_MoveTask):

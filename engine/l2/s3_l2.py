@@ -6,7 +6,7 @@ import asyncio
 import os
 import re
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from configparser import ConfigParser
 from configparser import Error as ConfigParserError
 from contextlib import contextmanager
@@ -111,11 +111,14 @@ class Adapter(L2Adapter):
             return asyncio.run(asyncio.wait_for(_exist(store, names), self._timeout))
 
     def read_into(self, name: str, buffers: Sequence[memoryview]) -> int:
+        return self.read_pieces(name, buffers, lambda piece: None)
+
+    def read_pieces(self, name: str, buffers: Sequence[memoryview], filled: Callable[[memoryview], object]) -> int:
         with self._translated():
             result = obstore.get(self._store, name)
             size = result.meta["size"]
             if size == sum(map(len, buffers)):
-                return _fill(buffers, result.stream(min_chunk_size=_PIECE_BYTES))
+                return _fill(buffers, result.stream(min_chunk_size=_PIECE_BYTES), filled)
             return size
 
     def write(self, name: str, buffers: Sequence[memoryview]) -> None:
@@ -243,8 +246,11 @@ async def _delete(store: S3Store, names: Sequence[str]) -> None:
         await obstore.delete_async(store, list(names))
 
 
-def _fill(buffers: Sequence[memoryview], pieces: Iterable[bytes]) -> int:
-    """Copies the pieces into the buffers, one after the other, as far as they go; returns the bytes of the pieces."""
+def _fill(buffers: Sequence[memoryview], pieces: Iterable[bytes], filled: Callable[[memoryview], object]) -> int:
+    """Copies the pieces into the buffers, one after the other, as far as they go; returns the bytes of the pieces.
+
+    Tells of each stretch that is filled.
+    """
     targets = iter(buffers)
     target = memoryview(b"")
     received = 0
@@ -256,6 +262,7 @@ def _fill(buffers: Sequence[memoryview], pieces: Iterable[bytes]) -> int:
                 target = next(targets)
             size = min(len(target), len(rest))
             target[:size] = rest[:size]
+            filled(target[:size])
             target, rest = target[size:], rest[size:]
     return received
 

@@ -6,11 +6,13 @@ import ctypes
 import errno
 import fcntl
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from ctypes import addressof, c_char
 from typing import Final
 
 _PAGE: Final = 4096
+_PIECE: Final = 2 << 20
+"""PERF: Read at once. It stays in the processor's cache for who looks at it next; smaller ones cost more calls."""
 _MOST_BUFFERS: Final = 1024
 """Of one call."""
 
@@ -58,11 +60,21 @@ def write_all(descriptor: int, buffers: Sequence[memoryview]) -> None:
         rest, offset = _behind(rest, written), offset + written
 
 
-def read_all(descriptor: int, buffers: Sequence[memoryview]) -> int:
-    """Fills the buffers from the start of the file, and returns how many bytes there were. Raises OSError."""
-    rest, offset = _filled(buffers), 0
-    while rest and (read := _call(os.preadv, descriptor, rest, offset)):
-        rest, offset = _behind(rest, read), offset + read
+def read_all(descriptor: int, buffers: Sequence[memoryview], filled: Callable[[memoryview], object]) -> int:
+    """Fills the buffers from the start of the file, and returns how many bytes there were. Raises OSError.
+
+    Tells of each piece as soon as it is filled.
+    """
+    offset = 0
+    for part in _parts(buffers):
+        rest = part
+        while rest:
+            read = _call(os.preadv, descriptor, rest, offset)
+            if not read:
+                return offset
+            rest, offset = _behind(rest, read), offset + read
+        for piece in part:
+            filled(piece)
     return offset
 
 
@@ -86,6 +98,19 @@ def _call(
 
 def _flags(descriptor: int) -> int:
     return fcntl.fcntl(descriptor, fcntl.F_GETFL)
+
+
+def _parts(buffers: Sequence[memoryview]) -> Iterator[list[memoryview]]:
+    """Pieces of the buffers, in order, that are read together: `_PIECE` bytes, and what small ones stand before that."""
+    part: list[memoryview] = []
+    for buffer in buffers:
+        for start in range(0, len(buffer), _PIECE):
+            part.append(buffer[start : start + _PIECE])
+            if size_of(part) >= _PIECE:
+                yield part
+                part = []
+    if part:
+        yield part
 
 
 def _filled(buffers: Sequence[memoryview]) -> list[memoryview]:

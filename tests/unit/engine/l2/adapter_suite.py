@@ -219,6 +219,21 @@ class AdapterSuite:
         back_door.put(NAME, noise(size))
         assert adapter.read_into(NAME, memory.cut(*sizes)) == size
 
+    @pytest.mark.parametrize("shape", SHAPES)
+    def test_who_wants_to_see_what_is_read_is_told_of_all_of_it_in_order(
+        self, adapter: L2Adapter, memory: Memory, shape: str
+    ) -> None:
+        sizes = SHAPES[shape]
+        content = noise(sum(sizes))
+        written = memory.cut(*sizes)
+        fill(written, content)
+        adapter.write(NAME, written)
+        seen = bytearray()
+        read = memory.cut(*sizes)
+        assert adapter.read_pieces(NAME, read, seen.extend) == len(content)
+        assert seen == content
+        assert bytes_of(read) == content
+
     def test_an_object_that_is_too_long_does_not_run_over_the_buffers(
         self, adapter: L2Adapter, back_door: BackDoor, memory: Memory
     ) -> None:
