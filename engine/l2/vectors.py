@@ -101,7 +101,7 @@ def _flags(descriptor: int) -> int:
 
 
 def _parts(buffers: Sequence[memoryview]) -> Iterator[list[memoryview]]:
-    """Pieces of the buffers that are read together, in order: `_PIECE` bytes, with what small ones stand before them."""
+    """Pieces of the buffers, in order: those that are read together, `_PIECE` bytes and what is small before them."""
     part: list[memoryview] = []
     for buffer in buffers:
         for start in range(0, len(buffer), _PIECE):
