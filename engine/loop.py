@@ -62,6 +62,8 @@ class Mailbox:
         self._events: deque[Event] = deque()
         self._lock = threading.Lock()
         self._closed = False
+        self._is_awake = False
+        """True exactly while the descriptor is readable, for whoever holds the lock."""
         self.fd: Final = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
 
     def post(self, event: Event) -> None:
@@ -73,14 +75,22 @@ class Mailbox:
         """Makes the engine thread look; may be called from any thread, and does nothing once it is closed."""
         with self._lock:
             if not self._closed:
+                self._is_awake = True
                 os.eventfd_write(self.fd, 1)
+
+    @property
+    def is_awake(self) -> bool:
+        """Whether somebody has woken it since the last `take`."""
+        return self._is_awake
 
     def take(self) -> list[Event]:
         """All events so far. Engine thread only."""
-        try:
-            os.eventfd_read(self.fd)
-        except BlockingIOError:
+        # PERF: Reading the descriptor gives the interpreter away; mostly there is nothing to be read.
+        if not self._is_awake:
             return []
+        with self._lock:
+            self._is_awake = False
+            os.eventfd_read(self.fd)
         return [self._events.popleft() for _ in range(len(self._events))]
 
     def close(self) -> None:
@@ -154,7 +164,7 @@ class EngineLoop:
 
         What was waiting already may have come at any time since we looked last; what we had to wait for came just now.
         """
-        if not poller.poll(0):
+        if not (self._router.has_arrived or self._mailbox.is_awake):
             wake = min(self._next_tick, self._engine.due)
             # NOTE: Rounded up, or it would turn round at full speed for the last millisecond.
             poller.poll(max(0, ceil((wake - self._clock()) * 1000)))

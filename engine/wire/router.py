@@ -55,14 +55,23 @@ class Router:
     def endpoint(self) -> str:
         return self._socket.getsockopt_string(zmq.LAST_ENDPOINT)
 
+    @property
+    def has_arrived(self) -> bool:
+        """Whether a message waits.
+
+        PERF: Unlike a poll or a try to receive it keeps the interpreter, which takes a while to come back where HTTP is
+        asked a lot.
+        """
+        events = self._socket.getsockopt(zmq.EVENTS)
+        assert isinstance(events, int)  # only options that are bytes are given as bytes
+        return bool(events & zmq.POLLIN)
+
     def receive(self, limit: int) -> Iterator[Incoming]:
         """The requests that have arrived, at most `limit` messages of any kind."""
         for _ in range(limit):
-            try:
-                frames = self._socket.recv_multipart(zmq.NOBLOCK)
-            except zmq.Again:
+            if not self.has_arrived:
                 return
-            incoming = self._read(frames)
+            incoming = self._read(self._socket.recv_multipart(zmq.NOBLOCK))
             if incoming is not None:
                 yield incoming
 

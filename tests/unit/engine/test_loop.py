@@ -120,13 +120,17 @@ def bench() -> Iterator[Bench]:
 class Poller:
     """Says of each poll what was there, after so many seconds."""
 
-    def __init__(self, clock: FakeClock, *answers: tuple[list[object], float]) -> None:
+    def __init__(
+        self, clock: FakeClock, *answers: tuple[list[object], float], meanwhile: Callable[[], None] = lambda: None
+    ) -> None:
         self._clock = clock
         self._answers = list(answers)
+        self._meanwhile = meanwhile
         self.timeouts: list[int] = []
 
     def poll(self, timeout: int) -> list[object]:
         self.timeouts.append(timeout)
+        self._meanwhile()
         found, seconds = self._answers.pop(0)
         self._clock.now += seconds
         return found
@@ -151,11 +155,14 @@ class TestMailbox:
             return bool(select.select([mailbox.fd], [], [], 0)[0])
 
         assert not readable()
+        assert not mailbox.is_awake
         mailbox.post(Tick(1.0))
         mailbox.wake()
         assert readable()
+        assert mailbox.is_awake
         mailbox.take()
         assert not readable()
+        assert not mailbox.is_awake
 
     def test_being_woken_without_an_event_is_no_matter(self, mailbox: Mailbox) -> None:
         mailbox.wake()
@@ -165,16 +172,15 @@ class TestMailbox:
 def test_a_request_that_waited_may_have_come_since_the_last_look(bench: Bench) -> None:
     bench.arrive(m.Noop())
     bench.clock.now += 7
-    bench.loop._wait(Poller(bench.clock, ([1], 0)))  # type: ignore[arg-type]
+    bench.loop._wait(Poller(bench.clock))  # type: ignore[arg-type]
     bench.loop._step()
     [request] = [event for event in bench.engine.events if isinstance(event, RequestArrived)]
     assert (request.received, request.now) == (1000.0, 1007.0)
 
 
 def test_a_request_that_was_waited_for_has_just_come(bench: Bench) -> None:
-    bench.arrive(m.Noop())
     bench.clock.now += 7
-    bench.loop._wait(Poller(bench.clock, ([], 0), ([1], 2)))  # type: ignore[arg-type]
+    bench.loop._wait(Poller(bench.clock, ([1], 2), meanwhile=lambda: bench.arrive(m.Noop())))  # type: ignore[arg-type]
     bench.loop._step()
     [request] = [event for event in bench.engine.events if isinstance(event, RequestArrived)]
     assert (request.received, request.now) == (1009.0, 1009.0)
@@ -182,11 +188,20 @@ def test_a_request_that_was_waited_for_has_just_come(bench: Bench) -> None:
 
 def test_it_waits_no_longer_than_until_the_next_tick(bench: Bench) -> None:
     bench.clock.now += 0.25
-    poller = Poller(bench.clock, ([], 0), ([], 0), ([], 0), ([], 0))
+    poller = Poller(bench.clock, ([], 0), ([], 0))
     bench.loop._wait(poller)  # type: ignore[arg-type]
     bench.clock.now += 5
     bench.loop._wait(poller)  # type: ignore[arg-type]
-    assert poller.timeouts == [0, 750, 0, 0]
+    assert poller.timeouts == [750, 0]
+
+
+def test_it_does_not_wait_when_another_thread_has_woken_it(bench: Bench) -> None:
+    bench.mailbox.wake()
+    bench.loop._wait(Poller(bench.clock))  # type: ignore[arg-type]
+    bench.loop._step()
+    poller = Poller(bench.clock, ([], 0))
+    bench.loop._wait(poller)  # type: ignore[arg-type]
+    assert poller.timeouts
 
 
 def test_time_is_told_once_a_second(bench: Bench) -> None:
