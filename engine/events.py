@@ -242,7 +242,7 @@ class Find:
 
 
 @dataclass(frozen=True, slots=True)
-class Slot:
+class L1Slot:
     """An object of L1, and where it lies in the arena, in bytes."""
 
     key: bytes
@@ -257,7 +257,7 @@ class Load:
 
     tier: str
     ticket: int
-    slot: Slot
+    slot: L1Slot
 
 
 @dataclass(frozen=True, slots=True)
@@ -266,7 +266,7 @@ class Save:
 
     tier: str
     ticket: int
-    slot: Slot
+    slot: L1Slot
 
 
 TierEffect = Find | Load | Save

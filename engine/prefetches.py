@@ -14,7 +14,7 @@ from itertools import count
 from math import inf
 from typing import NamedTuple
 
-from engine.events import Effect, Find, Found, Load, Loaded, Slot
+from engine.events import Effect, Find, Found, L1Slot, Load, Loaded
 from engine.keys import Namespace
 from engine.l1.cache import L1Cache, NoSpaceError
 from engine.l1.entry import Entry
@@ -285,7 +285,7 @@ class Prefetches:
         ticket = next(self._tickets)
         load = self._loads[ticket] = self._by_key[entry.key] = _Load(entry, tier, [prefetch])
         prefetch.loading += 1
-        return Load(tier.name, ticket, Slot(entry.key, entry.namespace, load.entry.offset, entry.size))
+        return Load(tier.name, ticket, L1Slot(entry.key, entry.namespace, load.entry.offset, entry.size))
 
     def _take(self, prefetch: Prefetch, entry: Entry) -> None:
         """An object is there: whoever waits for it holds it."""
@@ -308,7 +308,6 @@ class Prefetches:
 
     def _failed(self, event: Loaded, load: _Load) -> list[Effect]:
         if event.outcome == "damaged":
-            load.tier.damaged_objects += 1
             self._cache.history.left(load.entry.key, "quarantined")
         self._cache.abort(load.entry)
         return self._missing(load)

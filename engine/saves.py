@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from itertools import count
 from typing import Final
 
-from engine.events import Effect, Save, Saved, Slot
+from engine.events import Effect, L1Slot, Save, Saved
 from engine.l1.cache import L1Cache
 from engine.l1.entry import Entry
 from engine.tiers import Tier, Tiers
@@ -181,4 +181,4 @@ class Saves:
         # NOTE: Set when it begins, so that it does not begin twice; taken back if it fails.
         entry.saved |= tier.bit
         self._cache.borrow(entry)
-        return [Save(tier.name, ticket, Slot(entry.key, entry.namespace, entry.offset, entry.size))]
+        return [Save(tier.name, ticket, L1Slot(entry.key, entry.namespace, entry.offset, entry.size))]

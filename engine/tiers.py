@@ -22,8 +22,6 @@ class Tier:
     """Its bit in `Entry.saved`; never given to another tier."""
     loaded_objects: int = 0
     """Objects that came from here into L1."""
-    damaged_objects: int = 0
-    """Objects that were not what had been stored."""
     dropped_saves: int = 0
     """Objects not written since too much was waiting to be written."""
     paused: bool = False
@@ -48,9 +46,6 @@ class Tiers:
 
     def __iter__(self) -> Iterator[Tier]:
         return iter(self._tiers)
-
-    def __len__(self) -> int:
-        return len(self._tiers)
 
     @property
     def in_use(self) -> list[Tier]:

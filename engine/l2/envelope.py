@@ -20,7 +20,7 @@ from struct import Struct
 from typing import Final
 
 import msgspec
-from xxhash import xxh3_128_digest
+from xxhash import xxh3_128, xxh3_128_digest
 
 from engine.keys import Namespace
 
@@ -47,13 +47,31 @@ def seal(key: bytes, namespace: Namespace, payload: memoryview, header: memoryvi
     header[:] = front + xxh3_128_digest(front)
 
 
-def check(key: bytes, namespace: Namespace, header: memoryview, payload: memoryview) -> None:
+class PayloadHash:
+    """Length and hash of an object's payload, while the bytes of the object come in."""
+
+    def __init__(self) -> None:
+        self._hash = xxh3_128()
+        self._seen = 0
+        """Bytes of the object, with the header."""
+
+    def add(self, piece: memoryview) -> None:
+        """The next bytes of the object."""
+        of_header = max(0, HEADER_BYTES - self._seen)
+        self._hash.update(piece[of_header:])
+        self._seen += len(piece)
+
+    @property
+    def size(self) -> int:
+        """Bytes of the payload."""
+        return max(0, self._seen - HEADER_BYTES)
+
+    def digest(self) -> bytes:
+        return self._hash.digest()
+
+
+def check(key: bytes, namespace: Namespace, header: memoryview, payload: PayloadHash) -> None:
     """Raises EnvelopeError unless this is the object of that key, every byte as it was sealed."""
-    check_digest(key, namespace, header, len(payload), xxh3_128_digest(payload))
-
-
-def check_digest(key: bytes, namespace: Namespace, header: memoryview, size: int, digest: bytes) -> None:
-    """The same for a payload of so many bytes with this XXH3-128."""
     front = bytes(header[:-_DIGEST_BYTES])
     if xxh3_128_digest(front) != header[-_DIGEST_BYTES:]:
         raise EnvelopeError("the header is damaged")
@@ -62,9 +80,9 @@ def check_digest(key: bytes, namespace: Namespace, header: memoryview, size: int
         raise EnvelopeError("the header is of another format")
     if front[_FIELDS.size : _FIELDS.size + identity_length] != _identity(key, namespace):
         raise EnvelopeError("it is the object of another key, model or layout")
-    if length != size:
-        raise EnvelopeError(f"the payload has {length} bytes instead of {size}")
-    if sealed != digest:
+    if length != payload.size:
+        raise EnvelopeError(f"the payload has {length} bytes instead of {payload.size}")
+    if sealed != payload.digest():
         raise EnvelopeError("the payload is damaged")
 
 

@@ -9,11 +9,9 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Final, Literal
 
-from xxhash import xxh3_128
-
-from engine.events import Event, Find, Found, Load, Loaded, Save, Saved, Slot
+from engine.events import Event, Find, Found, L1Slot, Load, Loaded, Save, Saved
 from engine.l2.base import AbsentError, L2Adapter
-from engine.l2.envelope import HEADER_BYTES, EnvelopeError, check_digest, seal
+from engine.l2.envelope import HEADER_BYTES, EnvelopeError, PayloadHash, check, seal
 from engine.l2.metering import Metering
 from engine.l2.tasks import Task
 from engine.status import TierOutcome
@@ -113,7 +111,7 @@ class _MoveTask(Task):
         super().__init__(since)
         self._bench = bench
         self._ticket = effect.ticket
-        self._slot: Slot = effect.slot
+        self._slot: L1Slot = effect.slot
         self._name = object_name(effect.slot.key)
 
     def give_up(self, outcome: TierOutcome) -> None:
@@ -141,7 +139,7 @@ class LoadTask(_MoveTask):
             try:
                 seen = PayloadHash()
                 size = adapter.read_pieces(self._name, [header, payload], seen.add)
-                problem = self._problem(size, header, seen.digest())
+                problem = self._problem(size, header, seen)
             except AbsentError:
                 self._end("absent")
                 return
@@ -153,31 +151,14 @@ class LoadTask(_MoveTask):
             logger.warning("L2 %s: the object %s is put aside: %s", bench.tier, self._name, problem)
             self._end("damaged")
 
-    def _problem(self, size: int, header: memoryview, digest: bytes) -> str | None:
+    def _problem(self, size: int, header: memoryview, payload: PayloadHash) -> str | None:
         if size != HEADER_BYTES + self._slot.size:
             return f"it has {size} bytes instead of {HEADER_BYTES + self._slot.size}"
         try:
-            check_digest(self._slot.key, self._slot.namespace, header, self._slot.size, digest)
+            check(self._slot.key, self._slot.namespace, header, payload)
         except EnvelopeError as error:
             return str(error)
         return None
-
-
-class PayloadHash:
-    """The XXH3-128 of an object's payload, while its bytes come in."""
-
-    def __init__(self) -> None:
-        self._hash = xxh3_128()
-        self._before = HEADER_BYTES
-        """Bytes still to come before the payload."""
-
-    def add(self, piece: memoryview) -> None:
-        skipped = min(self._before, len(piece))
-        self._before -= skipped
-        self._hash.update(piece[skipped:])
-
-    def digest(self) -> bytes:
-        return self._hash.digest()
 
 
 class SaveTask(_MoveTask):

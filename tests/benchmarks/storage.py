@@ -20,8 +20,8 @@ from typing import Any, Protocol
 from engine.discovery import make_l2_adapter
 from engine.keys import NAMESPACE_BYTES, Namespace
 from engine.l2.base import L2Adapter
-from engine.l2.envelope import HEADER_BYTES, check_digest, seal
-from engine.l2.objects import PayloadHash, object_name
+from engine.l2.envelope import HEADER_BYTES, PayloadHash, check, seal
+from engine.l2.objects import object_name
 from engine.settings import MIB, L2Settings
 from tests.benchmarks.figures import Row, Section, median
 from tests.benchmarks.progress import say
@@ -80,7 +80,7 @@ class Ours:
         header, payload = self._memory.header(slot), self._memory.payload(slot, size)
         seen = PayloadHash()
         assert self._adapter.read_pieces(object_name(name), [header, payload], seen.add) == HEADER_BYTES + size
-        check_digest(name, SPACE, header, size, seen.digest())
+        check(name, SPACE, header, seen)
 
     def find(self, names: Sequence[bytes]) -> None:
         self._adapter.contains([object_name(name) for name in names])

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from engine.errors import StartError, TierError
-from engine.events import Find, Found, Load, Loaded, Save, Saved, Slot
+from engine.events import Find, Found, L1Slot, Load, Loaded, Save, Saved
 from engine.l2 import group as group_module
 from engine.l2 import memory_l2
 from engine.l2.base import L2Adapter
@@ -63,8 +63,8 @@ class Fixture:
         (event,) = [event for event in self.events if event.ticket == effect.ticket]
         return event
 
-    def slot(self) -> Slot:
-        return Slot(key(1), SPACE, 0, SIZE)
+    def slot(self) -> L1Slot:
+        return L1Slot(key(1), SPACE, 0, SIZE)
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
-from engine.events import Event, Find, Found, Load, Loaded, Save, Saved, Slot
+from engine.events import Event, Find, Found, L1Slot, Load, Loaded, Save, Saved
 from engine.keys import Namespace
 from engine.l2 import memory_l2
 from engine.l2.base import L2Adapter, UnavailableError
@@ -92,13 +92,13 @@ class Bench:
 
     # What the engine does
 
-    def put(self, place: int, number: int) -> Slot:
+    def put(self, place: int, number: int) -> L1Slot:
         """Object `number` in slot `place`."""
         self.arena[place * SIZE : (place + 1) * SIZE] = content(number)
         return self.slot(place, number)
 
-    def slot(self, place: int, number: int) -> Slot:
-        return Slot(key(number), SPACE, place * SIZE, SIZE)
+    def slot(self, place: int, number: int) -> L1Slot:
+        return L1Slot(key(number), SPACE, place * SIZE, SIZE)
 
     def bytes_in(self, place: int) -> bytes:
         return bytes(self.arena[place * SIZE : (place + 1) * SIZE])
