@@ -12,7 +12,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from itertools import cycle
-from pathlib import Path
 from stat import S_ISREG
 from typing import Final
 
@@ -26,8 +25,8 @@ from engine.l2.base import (
     UnavailableError,
     Usage,
 )
-from engine.l2.folder import SHARDS, Draft, Folder, Found, held, make_folder, occupied, shard_of
-from engine.l2.folder_account import Account, Ledger
+from engine.l2.folder import SHARDS, Count, Draft, Folder, Found, held, occupied, shard_of
+from engine.l2.folder_account import Account
 from engine.l2.folder_victims import Victims
 from engine.l2.vectors import allocate, are_pages, make_direct, read_all, size_of, write_all
 
@@ -84,11 +83,11 @@ class Adapter(L2Adapter):
         """Counts the whole folder, which takes a while with millions of objects; others may write meanwhile. Removes
         what killed servers have left half-written, and what is more than the capacity."""
         with self._errors("opening"):
-            make_folder(Path(self._folder.path))
+            self._folder.make(self._fsync)
             for shard in range(SHARDS):
                 self._account.recount(shard, self._deadline())
             with self._account.locked(self._deadline()) as ledger:
-                surplus = self._surplus(ledger, ledger.reserved)
+                surplus = self._surplus(ledger.total, ledger.total.reserved)
             self._evict(surplus, None)
 
     def close(self) -> None:
@@ -133,14 +132,14 @@ class Adapter(L2Adapter):
     def scan(self) -> Iterator[Stored]:
         for shard in range(SHARDS):
             with self._errors("looking into"):
-                look = self._folder.look(shard)
-            for found in look.objects:
+                objects = self._folder.objects(shard)
+            for found in objects:
                 yield Stored(found.name, found.size)
 
     def used(self) -> Usage:
         """Bytes are those of whole blocks."""
         with self._errors("looking into"), self._account.locked(self._deadline()) as ledger:
-            return Usage(ledger.objects, ledger.occupied)
+            return Usage(ledger.total.objects, ledger.total.bytes)
 
     # Reading
 
@@ -196,7 +195,7 @@ class Adapter(L2Adapter):
         budget = _EVICTION_STEP * room
         while True:
             with self._account.locked(deadline) as ledger:
-                lack = self._lack(ledger, room)
+                lack = self._lack(ledger.total, room)
                 if lack <= 0:
                     with ledger.changing(draft.shard) as count:
                         draft.claim()
@@ -210,17 +209,17 @@ class Adapter(L2Adapter):
                 self._recount_writing(deadline)
             budget -= max(step, room)
 
-    def _lack(self, ledger: Ledger, room: int) -> int:
+    def _lack(self, total: Count, room: int) -> int:
         """Bytes that have to go before `room` more may be written.
 
         NOTE: What is reserved is counted as not yet written, though a part of it is, and so is free no longer.
         """
-        reserved = room + ledger.reserved
-        return max(self._surplus(ledger, reserved), self._keep_free + reserved - self._folder.free())
+        reserved = room + total.reserved
+        return max(self._surplus(total, reserved), self._keep_free + reserved - self._folder.free())
 
-    def _surplus(self, ledger: Ledger, reserved: int) -> int:
+    def _surplus(self, total: Count, reserved: int) -> int:
         """Bytes above the capacity."""
-        return 0 if self._capacity is None else ledger.occupied + reserved - self._capacity
+        return 0 if self._capacity is None else total.bytes + reserved - self._capacity
 
     def _fill(self, draft: Draft, buffers: Sequence[memoryview]) -> None:
         if self._direct and are_pages(buffers):
@@ -234,7 +233,7 @@ class Adapter(L2Adapter):
         path = self._folder.object_path(draft.name)
         with ExitStack() as later, self._account.locked(deadline) as ledger, ledger.changing(draft.shard) as count:
             before = later.enter_context(held(path))
-            os.rename(draft.path, path)  # noqa: PTH104
+            self._folder.put(draft, self._fsync)
             count.reserved -= draft.room
             count.bytes += draft.room - (occupied(before.st_size) if before else 0)
             count.objects += 0 if before else 1

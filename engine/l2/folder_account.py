@@ -41,26 +41,23 @@ _LONGEST_PAUSE: Final = 0.001
 class Ledger:
     """The account while it is locked: what is in the folder, and how to change it."""
 
-    def __init__(self, descriptor: int) -> None:
+    def __init__(self, descriptor: int, before: Ledger | None = None) -> None:
+        """`before` is the one that the same process has had last: what has not changed is not added up again."""
         self._descriptor = descriptor
         content = _read(descriptor)
         self._numbers = array("Q", content)
         # PERF: Found among all bytes faster than by going through the entries.
         self.has_unknown: Final = _UNKNOWN in content
+        self._total: Count | None = before._total if before and before._numbers == self._numbers else None
+        """None as long as nobody asked."""
 
     @property
-    def objects(self) -> int:
-        return sum(self._numbers[_NUMBERS::_NUMBERS])
-
-    @property
-    def occupied(self) -> int:
-        """Bytes of the objects, in whole blocks."""
-        return sum(self._numbers[_NUMBERS + 1 :: _NUMBERS])
-
-    @property
-    def reserved(self) -> int:
-        """Bytes for what is being written."""
-        return sum(self._numbers[_NUMBERS + 2 :: _NUMBERS])
+    def total(self) -> Count:
+        """What is in all shards, none of which may be unknown."""
+        if self._total is None:
+            objects, occupied, reserved = (sum(self._numbers[_NUMBERS + place :: _NUMBERS]) for place in range(3))
+            self._total = Count(objects, occupied, reserved)
+        return self._total
 
     def unknown_shards(self) -> list[int]:
         return [shard for shard in range(SHARDS) if self._entry(shard).tobytes() == _UNKNOWN]
@@ -75,10 +72,16 @@ class Ledger:
 
         NOTE: What fails inside may have happened or not: the shard stays unknown, and is counted by the next.
         """
-        count = Count(*self._entry(shard)[:3])
+        total, before = self.total, self._entry(shard)
+        count = Count(*before[:3])
         self._put(shard, _UNKNOWN)
         yield count
         self.put(shard, count)
+        self._total = Count(
+            total.objects + count.objects - before[0],
+            total.bytes + count.bytes - before[1],
+            total.reserved + count.reserved - before[2],
+        )
 
     def put(self, shard: int, count: Count) -> None:
         """NOTE: Files that came from elsewhere, such as a restored backup, were never counted, and may now be taken
@@ -90,6 +93,7 @@ class Ledger:
         return self._numbers[_NUMBERS * (1 + shard) : _NUMBERS * (2 + shard)]
 
     def _put(self, shard: int, entry: bytes) -> None:
+        self._total = None
         self._numbers[_NUMBERS * (1 + shard) : _NUMBERS * (2 + shard)] = array("Q", entry)
         os.pwrite(self._descriptor, entry, _ENTRY_BYTES * (1 + shard))
 
@@ -105,6 +109,8 @@ class Account:
         self._folder = folder
         self._turn = Lock()
         """PERF: Threads of one process need not poll for each other."""
+        self._last: Ledger | None = None
+        """Of whoever has the turn."""
 
     @contextmanager
     def locked(self, deadline: float) -> Iterator[Ledger]:
@@ -132,7 +138,8 @@ class Account:
         try:
             descriptor = self._open_locked(deadline)
             try:
-                yield Ledger(descriptor)
+                self._last = ledger = Ledger(descriptor, self._last)
+                yield ledger
             finally:
                 os.close(descriptor)  # and ends the lock
         finally:

@@ -45,5 +45,5 @@ class Victims:
         for number, shard in enumerate(shards):
             if number >= _LEAST_SHARDS and len(seen) >= _LEAST_OBJECTS:
                 break
-            seen += self._folder.look(shard).objects
+            seen += self._folder.objects(shard)
         return seen

@@ -293,7 +293,7 @@ def test_more_than_the_cluster_has_room_for_is_full_and_leaves_what_there_was(
         for number in range(LENT // (24 * MIB) + 1):
             adapter.write(f"{number}", buffers)
             # What was asked for lately is not evicted.
-            adapter.contains([f"{number}"])
+            adapter.contains([f"{each}" for each in range(number + 1)])
 
     with pytest.raises(FullError):
         fill_up()

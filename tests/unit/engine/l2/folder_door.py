@@ -45,11 +45,11 @@ class FolderDoor(BackDoor):
         return [path for path in self.folder.glob("?/?/*") if path.is_file()]
 
     def leftovers(self) -> list[Path]:
-        """Files in the shards that are no objects."""
-        return [path for path in self.files() if "." in path.name]
+        """Files of what is being written, or was."""
+        return [path for path in self.folder.glob("writing/*") if path.is_file()]
 
     def occupied(self) -> int:
-        """Bytes of the blocks of all files in the shards. Nobody counts or removes anything meanwhile."""
+        """Bytes of the blocks of all files, finished or not. Nobody counts or removes anything meanwhile."""
         with self.account_locked():
             return self.stored().bytes + sum(self._in_writing())
 
@@ -74,6 +74,12 @@ class FolderDoor(BackDoor):
     def age(self, name: str, seconds: float) -> None:
         """Makes the last use of an object earlier than now."""
         os.utime(self.path(name), (0, time.time() - seconds))
+
+    def unfinished(self, name: str, room: int, number: int = 0) -> Path:
+        """Where a file with so many bytes reserved lies until it is an object. The folder is made."""
+        folder = self.folder / "writing"
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder / f"{name}.{room:x}.{number:016x}.tmp"
 
     def path(self, name: str) -> Path:
         high, low = (self._digit(character) for character in name.rjust(2, "0")[-2:])

@@ -396,6 +396,13 @@ def test_a_folder_that_is_lost_is_made_again(folder: Path, make: Callable[..., A
     assert adapter.used() == Usage(1, BLOCK) == door.stored()
 
 
+def test_a_part_of_the_folder_that_is_lost_is_made_again(make: Callable[..., Adapter], door: FolderDoor) -> None:
+    adapter = make()
+    shutil.rmtree(door.path("a").parents[1])
+    write(adapter, "a")
+    assert read(adapter, "a") == noise(BLOCK)
+
+
 def test_a_folder_that_is_lost_during_a_write_is_told(
     folder: Path, make: Callable[..., Adapter], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -513,8 +520,7 @@ def test_a_start_removes_what_nobody_writes_and_spares_what_somebody_does(
     make: Callable[..., Adapter], door: FolderDoor
 ) -> None:
     make()
-    left, living = (door.path("a").with_name(f"a.5000.{number:016x}.tmp") for number in range(2))
-    left.parent.mkdir(parents=True)
+    left, living = (door.unfinished("a", 5 * BLOCK, number) for number in range(2))
     left.touch()
     with living.open("wb") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
@@ -528,8 +534,7 @@ def test_a_start_removes_what_nobody_writes_and_spares_what_somebody_does(
 def test_what_is_being_written_counts_and_what_was_left_does_not_for_long(
     make: Callable[..., Adapter], door: FolderDoor
 ) -> None:
-    living = door.path("a").with_name(f"a.{3 * BLOCK:x}.{1:016x}.tmp")
-    living.parent.mkdir(parents=True)
+    living = door.unfinished("a", 3 * BLOCK)
     with living.open("wb") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         adapter = make(capacity=4 * BLOCK)
@@ -546,8 +551,7 @@ def test_room_of_a_killed_server_comes_back_before_a_write_is_refused(
 ) -> None:
     adapter = make(capacity=4 * BLOCK)
     write(adapter, "a")
-    left = door.path("b").with_name(f"b.{3 * BLOCK:x}.{1:016x}.tmp")
-    left.parent.mkdir(parents=True)
+    left = door.unfinished("b", 3 * BLOCK)
     with left.open("wb") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         adapter.open([])
@@ -594,14 +598,15 @@ def test_foreign_files_are_left_alone_and_never_read(
     shard = door.path("aa").parent
     shard.mkdir(parents=True)
     files = [folder / "README", folder / "a" / "notes", shard / "a.txt", shard / "UPPERaa", shard / "in-another-bb"]
-    files += [shard / "a.5.tmp", shard / "a.xyz.0000000000000000.tmp", folder / "a" / "b"]
+    files += [folder / "a" / "b", folder / "writing" / "a.5.tmp", folder / "writing" / "a.xyz.0000000000000000.tmp"]
+    (folder / "writing").mkdir()
     for path in files:
         path.write_bytes(b"foreign")
     (shard / "folder-aa").mkdir()
     os.mkfifo(shard / "pipe-aa")
     (tmp_path / "secret").write_bytes(b"secret")
     (shard / "link-aa").symlink_to(tmp_path / "secret")
-    os.mkfifo(shard / f"pipe.5.{0:016x}.tmp")
+    os.mkfifo(folder / "writing" / f"pipe.5.{0:016x}.tmp")
     names = ["folder-aa", "pipe-aa", "link-aa", "in-ab"]
     adapter = make(capacity=2 * BLOCK)
     for round_ in range(2):
