@@ -141,6 +141,10 @@ class SoakServer(Server):
         own = {"KVKEEP_SOAK_SEED": str(self._seed), "KVKEEP_SOAK_AUDIT": str(self._audit_file)}
         return {**super().environment(), **own}
 
+    @property
+    def runs(self) -> bool:
+        return self.process is not None and self.process.poll() is None
+
     def audit(self) -> dict[str, Any]:
         """What the server finds when it looks through itself."""
         self._audit_file.unlink(missing_ok=True)

@@ -42,7 +42,7 @@ class Client:
         self._prompts = prompts(seed)
         self._tally = tally
         self._stop = stop
-        self._setting = Setting(context, url, self.model, self._dice, tally, self.diary, seed, self._beat)
+        self._setting = Setting(context, url, self.model, self._dice, tally, self.diary, seed, self._beat, stop)
         self._workers: list[CopiedWorker | LentWorker] = []
         self._beating = False
 

@@ -39,10 +39,7 @@ class Fleet:
 
     def kill(self, number: int) -> None:
         """Ends one in the middle of whatever it does, and starts another in its place."""
-        process = self._running.pop(number)
-        process.kill()
-        process.wait()
-        remove_segments_of(process.pid)
+        _kill(self._running.pop(number))
         self._start(number)
 
     def go_home(self) -> None:
@@ -56,8 +53,7 @@ class Fleet:
             except subprocess.TimeoutExpired:
                 code = -1
                 self.broken.append({"broken": f"client process {process.pid} does not end", "events": []})
-                process.kill()
-                process.wait()
+                _kill(process)
             if code and not self.broken:
                 self.broken.append({"broken": f"client process {process.pid} ended with {code}", "events": []})
         self._forget()
@@ -65,9 +61,7 @@ class Fleet:
     def end(self) -> None:
         """At once, whatever they do."""
         for process in self._running.values():
-            process.kill()
-            process.wait()
-            remove_segments_of(process.pid)
+            _kill(process)
         self._forget()
 
     def check(self) -> None:
@@ -105,3 +99,12 @@ class Fleet:
             else:
                 self.counts.update(said["counts"])
                 self.slowest = max(self.slowest, said["slowest"])
+
+
+def _kill(process: subprocess.Popen[bytes]) -> None:
+    """Ends it, and removes the names of its memory, which it cannot do any more."""
+    assert process.stdin is not None
+    process.kill()
+    process.wait()
+    process.stdin.close()
+    remove_segments_of(process.pid)

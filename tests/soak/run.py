@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import random
 import sys
 import tempfile
 import time
 from collections import Counter
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
+
+import msgspec
 
 from tests.soak.bench import MIB, SESSION_TTL, Configurator, Resources, SoakServer, Storages
 from tests.soak.fleet import CLIENTS, PROCESSES, Fleet
@@ -20,7 +21,7 @@ from tests.soak.workers import WORKER_TIMEOUT
 from tests.support.polling import until
 
 WARM_UP: Final = 0.2
-"""The part of the time after which everybody is sent home for the first time."""
+"""The part of the time after which everybody is sent home for the first time, a minute at most."""
 CALM_SECONDS: Final = max(WORKER_TIMEOUT, SESSION_TTL) + 20.0
 """What belongs to the dead ends with the liveness times; the rest is for a machine that is busy with others."""
 MARGIN: Final = 24 * MIB
@@ -46,12 +47,12 @@ class Outcome:
     after: Resources | None = None
     calm: list[float] = field(default_factory=list)
     """Seconds until nothing was held by anybody, each time that all had gone."""
+    memory: list[tuple[float, int]] = field(default_factory=list)
+    """While it runs: seconds since the start, and bytes of the server's own memory."""
     stored: dict[str, Found] = field(default_factory=dict)
-    served: dict[str, Any] = field(default_factory=dict)
-    """What the server says of itself at the end."""
 
     def write(self, file: Path) -> None:
-        file.write_text(json.dumps(asdict(self), indent=2))
+        file.write_bytes(msgspec.json.format(msgspec.json.encode(self)))
 
 
 class Soak:
@@ -83,7 +84,9 @@ class Soak:
             havoc = Havoc(server, configurator, storages, fleet, self._seed)
             self._began = time.monotonic()
             try:
-                self._outcome.before = self._phase(server, configurator, fleet, havoc, WARM_UP * self._seconds)
+                self._outcome.before = self._phase(
+                    server, configurator, fleet, havoc, min(60.0, WARM_UP * self._seconds)
+                )
                 if not self._outcome.problems:
                     end = self._seconds - WORKER_TIMEOUT
                     self._outcome.after = self._phase(server, configurator, fleet, havoc, end)
@@ -99,16 +102,17 @@ class Soak:
         fleet.start()
         havoc.start()
         try:
-            while time.monotonic() - self._began < end and not fleet.broken and not havoc.broken:
+            while time.monotonic() - self._began < end and not fleet.broken and not havoc.broken and server.runs:
                 time.sleep(0.2)
                 fleet.check()
-                self._progress(fleet, havoc)
+                self._look(server, fleet, havoc)
         finally:
             havoc.stop()
-        if not fleet.broken:
+        if not fleet.broken and server.runs:
             fleet.go_home()
         self._collect(fleet, havoc)
-        return None if self._outcome.problems else self._calm_down(server, configurator, fleet)
+        is_well = server.runs and not self._outcome.problems
+        return self._calm_down(server, configurator, fleet) if is_well else None
 
     def _collect(self, fleet: Fleet, havoc: Havoc) -> None:
         outcome = self._outcome
@@ -159,24 +163,26 @@ class Soak:
         outcome = self._outcome
         if outcome.before is not None and outcome.after is not None:
             outcome.problems += growth(outcome.before, outcome.after)
-        outcome.served = server.get("/api/status")[1]
-        code = server.stop()
-        if code != 0:
-            outcome.problems.append(f"the server ended with {code}")
-        log = server.output()
-        outcome.problems += [line for line in log.splitlines() if is_alarming(line)][:10]
+        if not server.runs:
+            outcome.problems.insert(0, "the server has ended by itself")
+        elif server.stop() != 0:
+            outcome.problems.append("the server did not end as it should")
+        log = [line for line in server.output().splitlines() if '"kvkeep.audit"' not in line]
+        outcome.problems += [line for line in log if is_alarming(line)][:10]
         if outcome.problems:
-            outcome.events += ["", "the server's log:", *log.splitlines()[-60:]]
+            outcome.events += ["", "the server's log:", *log[-60:]]
         outcome.stored = check_storages(storages, self._seed)
         for name, found in outcome.stored.items():
             outcome.problems += [f"in {name}: {problem}" for problem in found.problems[:10]]
 
-    def _progress(self, fleet: Fleet, havoc: Havoc) -> None:
-        """One line that is renewed in a terminal, and elsewhere a line now and then."""
+    def _look(self, server: SoakServer, fleet: Fleet, havoc: Havoc) -> None:
+        """Now and then a line of what was done, in a terminal one that is renewed; and a look at the memory."""
         now, is_terminal = time.monotonic(), sys.stdout.isatty()
         if now - self._told < (1.0 if is_terminal else LINE_SECONDS):
             return
         self._told = now
+        if server.runs:
+            self._outcome.memory.append((now - self._began, server.resources([]).anonymous))
         counts, done = fleet.counts, havoc.counts
         line = (
             f"{now - self._began:6.0f} s  {counts['turns']} turns, {counts['chunks that were hits']} hits, "

@@ -5,6 +5,7 @@ from __future__ import annotations
 import mmap
 import os
 import random
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -34,6 +35,8 @@ from tests.unit.engine.support import HANDLE, SHM, key
 BEAT_SECONDS = 1.0
 WORKER_TIMEOUT = 10.0
 """The server's: a worker that was silent for so long has lost what it was lent."""
+SLOW = 0.004
+"""How often a worker takes its time with a slot."""
 FILLER = b"not of any chunk"
 UNCOMMITTED = b"never committed!"
 _segments = count()
@@ -79,6 +82,7 @@ class Setting(NamedTuple):
     diary: Diary
     seed: int
     idle: Callable[[], None]
+    stop: threading.Event
 
 
 class Worker:
@@ -410,8 +414,15 @@ class LentWorker(Worker):
             end = slot.offset + slot.length
 
     def _dawdle(self) -> None:
-        """So that others, and a kill, have time to come in between."""
-        time.sleep(self.setting.dice.expovariate(100))
+        """So that others, and a kill, have time to come in between; sometimes longer than leases and reservations live.
+
+        A worker that pings all the while keeps what it was lent.
+        """
+        dice = self.setting.dice
+        seconds = dice.uniform(4, 8) if dice.random() < SLOW else dice.expovariate(100)
+        end = time.monotonic() + seconds
+        while (left := end - time.monotonic()) > 0 and not self.setting.stop.wait(min(left, 0.1)):
+            self.setting.idle()
 
     def _close_pool(self) -> None:
         if self._pool is not None:
