@@ -8,6 +8,7 @@ import threading
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
+from dataclasses import replace
 from itertools import count
 from math import ceil
 from typing import Any, Final
@@ -191,7 +192,8 @@ class EngineLoop:
             self._perform(self._engine.handle(event))
             return
         try:
-            self._perform(self._engine.handle(event))
+            # NOTE: Requests were served since it was asked; with that time a worker would be silent for less than 0 s.
+            self._perform(self._engine.handle(replace(event, now=self._clock())))
         except Exception as error:
             if not isinstance(error, EngineError):
                 logger.exception("a defect: %s could not be carried out", type(event.command).__name__)

@@ -285,6 +285,14 @@ def test_a_lookup_is_timed_and_nothing_else_is(bench: Bench) -> None:
     assert seconds.counts[seconds.bounds.index(0.001)] + seconds.counts[seconds.bounds.index(0.0005)] == 2
 
 
+def test_a_command_is_carried_out_at_the_time_of_its_turn_whatever_happened_since_it_was_asked(bench: Bench) -> None:
+    bench.loop.ask(ClearAll())
+    bench.clock.now = 1003.0
+    bench.loop._step()
+
+    assert [event.now for event in bench.engine.events if isinstance(event, CommandAsked)] == [1003.0]
+
+
 def test_a_command_is_answered_by_the_engine(bench: Bench) -> None:
     bench.engine.wants = lambda event: (
         [CommandDone(event.ticket, Cleared(event.ticket, 5))] if isinstance(event, CommandAsked) else []
