@@ -10,6 +10,7 @@ from math import inf
 from types import MappingProxyType
 from typing import Any, Final
 
+from engine.awake import Awake
 from engine.commands import Command, ConfigureTiers, Drain, PauseTier
 from engine.copies import Copies
 from engine.events import (
@@ -76,6 +77,7 @@ class Engine:
         """`pool` names the shared memory that `cache` hands out offsets into; `traffic` is what others study."""
         self._settings: Final = settings
         self._cache = cache
+        self._awake = awake = Awake()
         self._sessions = Sessions()
         self._workers = Workers()
         self._refused_requests = 0
@@ -88,15 +90,15 @@ class Engine:
         self._saves = saves = Saves(cache, self._tiers)
         saves.configured()
         self._prefetches = Prefetches(cache, self._tiers, saves.came)
-        self._lookups = Lookups(cache, self._sessions, self._workers, prompts, traffic, self._prefetches, saves)
+        self._lookups = Lookups(cache, self._sessions, self._workers, prompts, traffic, self._prefetches, saves, awake)
         max_age = liveness.transfer_max_age
         self._copies = Copies(cache, self._sessions, self._workers, prompts, meters, traffic, max_age, saves)
-        self._lending = Lending(cache, self._sessions, self._workers, prompts, meters, traffic, saves)
+        self._lending = Lending(cache, self._sessions, self._workers, prompts, meters, traffic, saves, awake)
         self._registration = Registration(
-            self._workers, self._lending.withdraw, self._copies.is_copying, pool, settings.chunk_size, liveness
+            self._workers, self._lending.withdraw, self._copies.is_copying, pool, settings.chunk_size, liveness, awake
         )
         self._jobs = Jobs()
-        operators = Operators(cache, self._sessions, self._workers, self._copies, prompts, self._jobs)
+        operators = Operators(cache, self._sessions, self._workers, self._copies, prompts, self._jobs, awake)
         self._tuning = Tuning(cache, self._jobs, settings.eviction_policy)
         self._pins = Pins(cache, self._workers, settings.pin_budget)
         quotas = Quotas(cache, self._jobs, settings.quotas)
@@ -116,6 +118,7 @@ class Engine:
 
     def handle(self, event: Event) -> list[Effect]:
         """What has to be done about an event, in order. Every request gets exactly one reply, now or later."""
+        self._awake.hear(event.now)
         effects = self._handle(event)
         return [*effects, *self._lookups.answer(event.now)] if self._lookups.somebody_waits else effects
 
@@ -197,7 +200,7 @@ class Engine:
 
     def _request(self, event: RequestArrived) -> list[Effect]:
         message = event.message
-        first = self._registration.seen(event.now, event.to.client, getattr(message, "instance_id", None))
+        first = self._registration.seen(event.to.client, getattr(message, "instance_id", None))
         if isinstance(message, m.Ping):
             return [Reply(event.to, self._registration.ping(event.to.client, message, first=first))]
         try:
@@ -293,10 +296,10 @@ class Engine:
 
     def _tick(self, now: float) -> list[Effect]:
         liveness = self._settings.liveness
-        self._lookups.expire(now, liveness)
-        self._lending.expire(now, liveness.reservation_ttl)
+        self._lookups.expire(liveness)
+        self._lending.expire(liveness.reservation_ttl)
         self._pins.tick(now)
-        return [*self._registration.expire(now), *self._jobs.proceed(now), *self._saves.write_back()]
+        return [*self._registration.expire(), *self._jobs.proceed(now), *self._saves.write_back()]
 
     def _lookup_report(self, seconds: HistogramReport) -> LookupReport:
         found = self._lookups

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from engine.awake import Awake
 from engine.events import Effect, Reply, RequestArrived, Warn
 from engine.l1.cache import L1Cache
 from engine.l1.entry import Entry
@@ -43,9 +44,11 @@ class Lending:
         meters: Meters,
         traffic: Traffic,
         saves: Saves,
+        awake: Awake,
     ) -> None:
         self._cache = cache
         self._saves = saves
+        self._awake = awake
         self._sessions = sessions
         self._workers = workers
         self._prompts = prompts
@@ -63,7 +66,7 @@ class Lending:
         reserved = reserve_missing(self._cache, chunks, layout.object_bytes, event.now)
         if reserved:
             entries = [entry for _, entry in reserved]
-            reservation = Reservation(entries, chunks.suffix_first, event.now, event.received)
+            reservation = Reservation(entries, chunks.suffix_first, self._awake.now, event.received)
             worker.reservations[chunks.range] = reservation
             self._stores.begin()
         else:
@@ -128,8 +131,9 @@ class Lending:
         worker.reservations.clear()
         worker.pins.clear()
 
-    def expire(self, now: float, reservation_ttl: float) -> None:
+    def expire(self, reservation_ttl: float) -> None:
         """Lets others store the chunks that a worker was lent long ago; its slots stay its own until it is done."""
+        now = self._awake.now
         for worker in self._workers:
             for reservation in worker.reservations.values():
                 if now - reservation.since > reservation_ttl:

@@ -29,7 +29,7 @@ def prepare_store(world: World, worker: Worker, request: Request, start: int, en
     if context.slots:
         pairs = zip(context.chunk_indices, context.slots, strict=True)
         slots = [_lend(world, registration.shape, slot, objects[index]) for index, slot in pairs]
-        registration.lent[place] = Lent(request, start, end, slots, world.now)
+        registration.lent[place] = Lent(request, start, end, slots, world.awake)
 
 
 def _lend(world: World, shape: Shape, slot: m.Slot, identity: Identity) -> Slot:

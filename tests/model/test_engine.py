@@ -201,10 +201,13 @@ class EngineMachine(RuleBasedStateMachine):
         elif by is not None:
             schedulers.clear(self.world, force=by == "client, by force")
 
-    @rule(seconds=TIMES, tick=st.booleans())
-    def pass_time(self, seconds: float, tick: bool) -> None:
-        self.world.pass_time(seconds)
-        if tick:
+    @rule(seconds=TIMES, how=st.sampled_from(["tick", "tick", "no tick yet", "stand still", "stand still, tick"]))
+    def pass_time(self, seconds: float, how: str) -> None:
+        if "stand still" in how:
+            self.world.stand_still(seconds)
+        else:
+            self.world.pass_time(seconds)
+        if how.endswith("tick"):
             self.world.tick()
 
     @precondition(lambda self: self.world.transfers.tasks)

@@ -64,6 +64,9 @@ REPLIES: dict[type[m.Message], Any] = {
 }
 """Type of the value frame; operations that are missing here are answered without one."""
 
+LONGEST_PAUSE = 3.0
+"""Seconds between two events of an engine that is awake."""
+
 MAY_WAIT = (m.Store, m.Retrieve, m.RegisterKVCache, m.UnregisterKVCache, m.UnregisterEngineDriven)
 """What may be answered after the transfer thread has done something; everything else is answered at once, but for
 lookups that wait for L2."""
@@ -78,6 +81,8 @@ class World:
         self, pages: int, roles: Iterable[Role], liveness: Liveness, tiers: tuple[L2Settings, ...] = ()
     ) -> None:
         self.now = 1000.0
+        self._heard = self._awake = self.now
+        """When the engine heard of the time last, and how long it had been awake then."""
         self.random = Random(pages)
         self.liveness = liveness
         self.arena = bytearray(pages * PAGE)
@@ -143,7 +148,7 @@ class World:
     def seen(self, worker: Worker) -> None:
         """The worker gives a sign of life."""
         if worker.registration is not None:
-            worker.registration.seen = self.now
+            worker.registration.seen = self.awake
 
     def knows(self, shape: Shape) -> None:
         """A layout is used from now on."""
@@ -157,14 +162,29 @@ class World:
 
     # Time, and the transfer thread
 
+    @property
+    def awake(self) -> float:
+        """The time, without that in which the engine stood still: nobody is judged by that."""
+        pause = self.now - self._heard
+        return self._awake + (pause if pause <= LONGEST_PAUSE else 0.0)
+
     def pass_time(self, seconds: float) -> None:
+        """The engine is awake, and hears of it."""
+        end = self.now + seconds
+        while self.now < end:
+            self.now = min(end, self.now + LONGEST_PAUSE - 0.5)
+            self._handle(Due(self.now))
+            assert self.engine.due > self.now, "the time comes again and again"
+
+    def stand_still(self, seconds: float) -> None:
+        """The engine hears of it when it is over, or later."""
         self.now += seconds
         if self.now >= self.engine.due:
             self._handle(Due(self.now))
             assert self.engine.due > self.now, "the time comes again and again"
 
     def tick(self) -> None:
-        self.oracle.expire(self.now, self.liveness.lease_ttl, self.liveness.session_ttl)
+        self.oracle.expire(self.awake, self.liveness.lease_ttl, self.liveness.session_ttl)
         for worker in self.workers:
             if worker.registration is not None:
                 self._expire(worker, worker.registration)
@@ -341,17 +361,18 @@ class World:
 
     def _expire(self, worker: Worker, registration: Registration) -> None:
         for lent in registration.lent.values():
-            if self.now - lent.since > self.liveness.reservation_ttl:
+            if self.awake - lent.since > self.liveness.reservation_ttl:
                 for slot in lent.slots:
                     slot.void = True
         patience = self.liveness.worker_timeout if registration.pinged else self.liveness.registration_grace
-        if self.now - registration.seen > patience:
+        if self.awake - registration.seen > patience:
             registration.withdraw(self.oracle)
             worker.registration = None
 
     def _handle(self, event: Event) -> list[Task]:
         """What the engine has asked the transfer thread for."""
         self.sound = False
+        self._awake, self._heard = self.awake, self.now
         tasks = []
         for effect in self.engine.handle(event):
             match effect:
