@@ -28,6 +28,7 @@ from engine.events import (
     Reply,
     RequestArrived,
     Saved,
+    Summed,
     Tick,
     TierCleared,
     TransfersEnded,
@@ -36,6 +37,7 @@ from engine.events import (
 )
 from engine.hashing import ChunkHasher
 from engine.histogram import NOTHING_COUNTED, HistogramReport
+from engine.integrity import Integrity
 from engine.jobs import Jobs
 from engine.l1.cache import L1Cache
 from engine.lending import Lending
@@ -87,13 +89,14 @@ class Engine:
         liveness = settings.liveness
         self._meters = meters = Meters()
         self._tiers = Tiers(settings.l2)
-        self._saves = saves = Saves(cache, self._tiers)
+        self._integrity = integrity = Integrity(cache, enabled=settings.l1_verify)
+        self._saves = saves = Saves(cache, self._tiers, integrity)
         saves.configured()
-        self._prefetches = Prefetches(cache, self._tiers, saves.came)
+        self._prefetches = Prefetches(cache, self._tiers, saves.came, integrity)
         self._lookups = Lookups(cache, self._sessions, self._workers, prompts, traffic, self._prefetches, saves, awake)
         max_age = liveness.transfer_max_age
-        self._copies = Copies(cache, self._sessions, self._workers, prompts, meters, traffic, max_age, saves)
-        self._lending = Lending(cache, self._sessions, self._workers, prompts, meters, traffic, saves, awake)
+        self._copies = Copies(cache, self._sessions, self._workers, prompts, meters, traffic, max_age, saves, integrity)
+        self._lending = Lending(cache, self._sessions, self._workers, prompts, meters, traffic, saves, awake, integrity)
         self._registration = Registration(
             self._workers, self._lending.withdraw, self._copies.is_copying, pool, settings.chunk_size, liveness, awake
         )
@@ -132,7 +135,7 @@ class Engine:
             case RequestArrived():
                 return self._request(event)
             case CopyEnded():
-                return self._copies.ended(event.now, event.job_id, event.problem)
+                return self._copies.ended(event)
             case MapEnded():
                 return self._registration.map_ended(event.mapping_id, event.problem)
             case UnmapEnded():
@@ -141,7 +144,7 @@ class Engine:
                 self._transfers_ended = event.problem
                 failed = self._copies.fail_all(event.now, event.problem)
                 discarding = self._tuning.transfers_ended(event.now, event.problem)
-                waiting = self._lookups.answer_all()
+                waiting = [*self._integrity.transfers_ended(event.now), *self._lookups.answer_all()]
                 return [*failed, *waiting, *discarding, *self._registration.transfers_ended(event.problem)]
             case CommandAsked():
                 return self._command(event)
@@ -155,6 +158,8 @@ class Engine:
                 return [*self._prefetches.loaded(event), *self._warming.proceed(event.now)]
             case Saved():
                 return self._saves.saved(event)
+            case Summed():
+                return self._integrity.summed(event)
             case TierCleared():
                 self._saves.cleared(event.tier)
                 return []
@@ -186,7 +191,7 @@ class Engine:
             workers=self._workers.reports(),
             active_sessions=len(self._sessions),
             active_prefetch_jobs=self._prefetches.running,
-            running_transfers=self._copies.running,
+            running_transfers=self._copies.running + self._integrity.running,
             running_saves=self._saves.left,
             skipped_stores=self._copies.skipped_stores,
             failed_requests=self._refused_requests + failed_requests,
@@ -352,6 +357,8 @@ class Engine:
             missed_lookups=self._lookups.missed(),
             absent_reads=counters.absent_reads,
             unready_reads=counters.unready_reads,
+            verified_objects=self._integrity.verified_objects,
+            corrupt_objects=self._integrity.corrupt_objects,
         )
 
 

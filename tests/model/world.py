@@ -16,6 +16,7 @@ from blake3 import blake3
 from engine.commands import A, Command, ConfigureTiers, PauseTier
 from engine.core import Engine
 from engine.events import (
+    Checksum,
     CommandAsked,
     CommandDone,
     Copy,
@@ -78,7 +79,13 @@ class World:
     """One engine and all around it; what its clients do is in the modules named after them."""
 
     def __init__(
-        self, pages: int, roles: Iterable[Role], liveness: Liveness, tiers: tuple[L2Settings, ...] = ()
+        self,
+        pages: int,
+        roles: Iterable[Role],
+        liveness: Liveness,
+        tiers: tuple[L2Settings, ...] = (),
+        *,
+        verify: bool = False,
     ) -> None:
         self.now = 1000.0
         self._heard = self._awake = self.now
@@ -93,7 +100,9 @@ class World:
         self.cache = L1Cache(len(self.arena), partial(_WatchedPolicy, self.oracle.evict))
         self.storage = Storage(self.arena, self.random)
         self.storage.configure(tiers)
-        settings = EngineSettings(chunk_size=CHUNK, l1_size=len(self.arena), liveness=liveness, l2=tiers)
+        settings = EngineSettings(
+            chunk_size=CHUNK, l1_size=len(self.arena), liveness=liveness, l2=tiers, l1_verify=verify
+        )
         self.pool = m.RegisterEngineDrivenReply("pool", len(self.arena))
         self.engine = Engine(settings, self.cache, self.pool)
         self.workers = [Worker(role, b"worker %d" % role.instance_id) for role in roles]
@@ -106,6 +115,7 @@ class World:
         self.mappings: dict[int, Registration] = {}
         self.opening: Device | None = None
         """What the next request to map is about."""
+        self.verify = verify
         self.sound = True
         """False from an event until all has been checked, or for good if that failed."""
         self._calls: dict[ReplyTo, tuple[m.Message, Callable[[Any], None]]] = {}
@@ -167,6 +177,11 @@ class World:
         """The time, without that in which the engine stood still: nobody is judged by that."""
         pause = self.now - self._heard
         return self._awake + (pause if pause <= LONGEST_PAUSE else 0.0)
+
+    @property
+    def can_sum_up(self) -> bool:
+        """Whether workers that copy by themselves can be served: somebody computes the checksums that are wanted."""
+        return not (self.verify and self.transfers.ended)
 
     def pass_time(self, seconds: float) -> None:
         """The engine is awake, and hears of it."""
@@ -328,6 +343,7 @@ class World:
         assert report.l1.reserved_object_count == len(self.oracle.writes)
         assert report.l1.leased_object_count >= len(self.oracle.held()), "a promise is not backed by a lease"
         assert report.running_transfers == len(self.jobs)
+        assert report.l1.corrupt_objects == 0, "what is as it was stored is taken for corrupt"
         assert report.active_sessions == len(self.oracle.sessions)
         known = {x.role.instance_id: x.registration.state for x in self.workers if x.registration is not None}
         assert {x.instance_id: x.state for x in report.workers} == known
@@ -386,6 +402,8 @@ class World:
                     tasks.append(self.transfers.submit(effect, self.opening))
                 case Find() | Load() | Save():
                     self._ask_storage(effect)
+                case Checksum():
+                    tasks += self._handle(self.transfers.sum_up(self.now, effect))
                 case CommandDone():
                     self._answers.append(effect.answer)
                 case Warn():
