@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from engine.events import Copy, Effect, Piece, Reply, ReplyTo, RequestArrived
+from engine.events import Copy, CopyEnded, Effect, Piece, Reply, ReplyTo, RequestArrived
+from engine.integrity import Integrity
 from engine.l1.cache import L1Cache
 from engine.l1.entry import Entry
 from engine.layouts import KVLayout
@@ -49,8 +50,10 @@ class Copies:
         traffic: Traffic,
         max_age: float,
         saves: Saves,
+        integrity: Integrity,
     ) -> None:
         self._cache = cache
+        self._integrity = integrity
         self._saves = saves
         self._sessions = sessions
         self._workers = workers
@@ -115,15 +118,18 @@ class Copies:
         """True while a copy from or to this worker's blocks is under way."""
         return any(job.instance_id == instance_id for job in self._jobs.values())
 
-    def ended(self, now: float, job_id: int, problem: str | None) -> list[Effect]:
+    def ended(self, event: CopyEnded) -> list[Effect]:
         """Publishes what was stored, or releases what was read, and answers."""
-        job = self._jobs.pop(job_id)
+        now, problem = event.now, event.problem
+        job = self._jobs.pop(event.job_id)
         if job.is_store and now > job.not_after:
             problem = problem or "the store took too long: its blocks may have had a new owner while they were read"
         effects: list[Effect] = []
         if not job.is_store:
+            effects = self._verified(job, event)
             self._release(job.entries, job.suffix_first)
         elif problem is None:
+            self._integrity.keep(job.entries, event.checksums)
             for entry in reversed(job.entries):
                 self._cache.commit(entry)
             self._cache.touch(job.suffix_first)
@@ -136,7 +142,14 @@ class Copies:
 
     def fail_all(self, now: float, problem: str) -> list[Effect]:
         """The transfer thread is gone: nothing will end by itself, and nothing is being written any more."""
-        return [effect for job_id in list(self._jobs) for effect in self.ended(now, job_id, problem)]
+        return [effect for job_id in list(self._jobs) for effect in self.ended(CopyEnded(now, job_id, problem))]
+
+    def _verified(self, job: _Job, event: CopyEnded) -> list[Effect]:
+        """Counts what a retrieve has held against its checksum; what is corrupt cannot be found any more."""
+        if event.corrupt is None:
+            self._integrity.verified(0 if event.problem else len(self._integrity.summed_up(job.entries)))
+            return []
+        return self._integrity.corrupt(job.entries[event.corrupt])
 
     def _worker(self, instance_id: int) -> Worker:
         worker = self._workers.get(instance_id)
@@ -181,10 +194,11 @@ class Copies:
             worker.mapping_id,
             "store" if is_store else "retrieve",
             message.block_ids,
-            tuple(Piece(index, entry.offset) for index, entry in slots),
+            tuple(Piece(index, entry.offset, None if is_store else entry.checksum) for index, entry in slots),
             skip_tokens=0 if isinstance(message, Store) else message.skip_first_n_tokens,
             event_handle=message.event_handle,
             not_after=not_after,
+            slot_bytes=entries[0].size if self._integrity.enabled and entries else 0,
         )
 
     def _release(self, entries: list[Entry], suffix_first: list[bytes]) -> None:

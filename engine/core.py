@@ -10,6 +10,7 @@ from math import inf
 from types import MappingProxyType
 from typing import Any, Final
 
+from engine.awake import Awake
 from engine.commands import Command, ConfigureTiers, Drain, PauseTier
 from engine.copies import Copies
 from engine.events import (
@@ -27,6 +28,7 @@ from engine.events import (
     Reply,
     RequestArrived,
     Saved,
+    Summed,
     Tick,
     TierCleared,
     TransfersEnded,
@@ -35,6 +37,7 @@ from engine.events import (
 )
 from engine.hashing import ChunkHasher
 from engine.histogram import NOTHING_COUNTED, HistogramReport
+from engine.integrity import Integrity
 from engine.jobs import Jobs
 from engine.l1.cache import L1Cache
 from engine.lending import Lending
@@ -76,6 +79,7 @@ class Engine:
         """`pool` names the shared memory that `cache` hands out offsets into; `traffic` is what others study."""
         self._settings: Final = settings
         self._cache = cache
+        self._awake = awake = Awake()
         self._sessions = Sessions()
         self._workers = Workers()
         self._refused_requests = 0
@@ -85,18 +89,19 @@ class Engine:
         liveness = settings.liveness
         self._meters = meters = Meters()
         self._tiers = Tiers(settings.l2)
-        self._saves = saves = Saves(cache, self._tiers)
+        self._integrity = integrity = Integrity(cache, enabled=settings.l1_verify)
+        self._saves = saves = Saves(cache, self._tiers, integrity)
         saves.configured()
-        self._prefetches = Prefetches(cache, self._tiers, saves.came)
-        self._lookups = Lookups(cache, self._sessions, self._workers, prompts, traffic, self._prefetches, saves)
+        self._prefetches = Prefetches(cache, self._tiers, saves.came, integrity)
+        self._lookups = Lookups(cache, self._sessions, self._workers, prompts, traffic, self._prefetches, saves, awake)
         max_age = liveness.transfer_max_age
-        self._copies = Copies(cache, self._sessions, self._workers, prompts, meters, traffic, max_age, saves)
-        self._lending = Lending(cache, self._sessions, self._workers, prompts, meters, traffic, saves)
+        self._copies = Copies(cache, self._sessions, self._workers, prompts, meters, traffic, max_age, saves, integrity)
+        self._lending = Lending(cache, self._sessions, self._workers, prompts, meters, traffic, saves, awake, integrity)
         self._registration = Registration(
-            self._workers, self._lending.withdraw, self._copies.is_copying, pool, settings.chunk_size, liveness
+            self._workers, self._lending.withdraw, self._copies.is_copying, pool, settings.chunk_size, liveness, awake
         )
         self._jobs = Jobs()
-        operators = Operators(cache, self._sessions, self._workers, self._copies, prompts, self._jobs)
+        operators = Operators(cache, self._sessions, self._workers, self._copies, prompts, self._jobs, awake)
         self._tuning = Tuning(cache, self._jobs, settings.eviction_policy)
         self._pins = Pins(cache, self._workers, settings.pin_budget)
         quotas = Quotas(cache, self._jobs, settings.quotas)
@@ -116,6 +121,7 @@ class Engine:
 
     def handle(self, event: Event) -> list[Effect]:
         """What has to be done about an event, in order. Every request gets exactly one reply, now or later."""
+        self._awake.hear(event.now)
         effects = self._handle(event)
         return [*effects, *self._lookups.answer(event.now)] if self._lookups.somebody_waits else effects
 
@@ -129,7 +135,7 @@ class Engine:
             case RequestArrived():
                 return self._request(event)
             case CopyEnded():
-                return self._copies.ended(event.now, event.job_id, event.problem)
+                return self._copies.ended(event)
             case MapEnded():
                 return self._registration.map_ended(event.mapping_id, event.problem)
             case UnmapEnded():
@@ -138,7 +144,7 @@ class Engine:
                 self._transfers_ended = event.problem
                 failed = self._copies.fail_all(event.now, event.problem)
                 discarding = self._tuning.transfers_ended(event.now, event.problem)
-                waiting = self._lookups.answer_all()
+                waiting = [*self._integrity.transfers_ended(event.now), *self._lookups.answer_all()]
                 return [*failed, *waiting, *discarding, *self._registration.transfers_ended(event.problem)]
             case CommandAsked():
                 return self._command(event)
@@ -152,6 +158,8 @@ class Engine:
                 return [*self._prefetches.loaded(event), *self._warming.proceed(event.now)]
             case Saved():
                 return self._saves.saved(event)
+            case Summed():
+                return self._integrity.summed(event)
             case TierCleared():
                 self._saves.cleared(event.tier)
                 return []
@@ -183,7 +191,7 @@ class Engine:
             workers=self._workers.reports(),
             active_sessions=len(self._sessions),
             active_prefetch_jobs=self._prefetches.running,
-            running_transfers=self._copies.running,
+            running_transfers=self._copies.running + self._integrity.running,
             running_saves=self._saves.left,
             skipped_stores=self._copies.skipped_stores,
             failed_requests=self._refused_requests + failed_requests,
@@ -197,7 +205,7 @@ class Engine:
 
     def _request(self, event: RequestArrived) -> list[Effect]:
         message = event.message
-        first = self._registration.seen(event.now, event.to.client, getattr(message, "instance_id", None))
+        first = self._registration.seen(event.to.client, getattr(message, "instance_id", None))
         if isinstance(message, m.Ping):
             return [Reply(event.to, self._registration.ping(event.to.client, message, first=first))]
         try:
@@ -293,10 +301,10 @@ class Engine:
 
     def _tick(self, now: float) -> list[Effect]:
         liveness = self._settings.liveness
-        self._lookups.expire(now, liveness)
-        self._lending.expire(now, liveness.reservation_ttl)
+        self._lookups.expire(liveness)
+        self._lending.expire(liveness.reservation_ttl)
         self._pins.tick(now)
-        return [*self._registration.expire(now), *self._jobs.proceed(now), *self._saves.write_back()]
+        return [*self._registration.expire(), *self._jobs.proceed(now), *self._saves.write_back()]
 
     def _lookup_report(self, seconds: HistogramReport) -> LookupReport:
         found = self._lookups
@@ -349,6 +357,8 @@ class Engine:
             missed_lookups=self._lookups.missed(),
             absent_reads=counters.absent_reads,
             unready_reads=counters.unready_reads,
+            verified_objects=self._integrity.verified_objects,
+            corrupt_objects=self._integrity.corrupt_objects,
         )
 
 

@@ -44,6 +44,8 @@ EMPTY_REPORT: Final = StatusReport(
         missed_lookups=(),
         absent_reads=0,
         unready_reads=0,
+        verified_objects=0,
+        corrupt_objects=0,
     ),
     l2=(),
 )

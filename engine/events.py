@@ -39,6 +39,20 @@ class CopyEnded:
     job_id: int
     problem: str | None
     """Why not all bytes were moved; None if they were."""
+    checksums: tuple[bytes, ...] = ()
+    """Of a store's slots, in the order of its pieces, if the copy wanted them."""
+    corrupt: int | None = None
+    """Which piece of a retrieve is not what was stored."""
+
+
+@dataclass(frozen=True, slots=True)
+class Summed:
+    """What a `Checksum` has asked for."""
+
+    now: float
+    ticket: int
+    checksums: tuple[bytes, ...] | None
+    """In the order of its slots; None if they cannot be had."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,11 +131,13 @@ class Loaded:
     now: float
     ticket: int
     outcome: TierOutcome
+    checksum: bytes | None = None
+    """Of the slot, if it holds the object."""
 
 
 @dataclass(frozen=True, slots=True)
 class Saved:
-    """A `Save` has ended, and nobody reads its slot any more."""
+    """A `Save` has ended, and nobody reads its slot any more. `damaged` says that the slot is not what was stored."""
 
     now: float
     ticket: int
@@ -149,6 +165,7 @@ Event = (
     | Found
     | Loaded
     | Saved
+    | Summed
     | TierCleared
     | Tick
 )
@@ -170,6 +187,8 @@ class Piece:
 
     chunk: int
     offset: int
+    checksum: bytes | None = None
+    """Of its slot, to be verified before anything is moved."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,6 +207,8 @@ class Copy:
     event_handle: bytes = b""
     not_after: float = inf
     """Monotonic time after which no further block may be read or written: it may have a new owner."""
+    slot_bytes: int = 0
+    """Of each object's slot, all of which its checksum covers; a store wants checksums if it is given."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,6 +254,15 @@ class Discard:
 
 
 @dataclass(frozen=True, slots=True)
+class Checksum:
+    """Compute the checksums of these slots; answered with `Summed`."""
+
+    ticket: int
+    slots: tuple[tuple[int, int], ...]
+    """Where each lies in the arena, and how long it is, in bytes."""
+
+
+@dataclass(frozen=True, slots=True)
 class Find:
     """Ask a tier which of these objects it has; answered with `Found`."""
 
@@ -267,8 +297,10 @@ class Save:
     tier: str
     ticket: int
     slot: L1Slot
+    checksum: bytes | None = None
+    """What the slot has to have."""
 
 
 TierEffect = Find | Load | Save
 
-Effect = Reply | Copy | Map | Unmap | CommandDone | Continue | Discard | Warn | TierEffect
+Effect = Reply | Copy | Map | Unmap | CommandDone | Continue | Discard | Checksum | Warn | TierEffect

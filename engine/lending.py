@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from functools import partial
+
+from engine.awake import Awake
 from engine.events import Effect, Reply, RequestArrived, Warn
+from engine.integrity import Integrity
 from engine.l1.cache import L1Cache
 from engine.l1.entry import Entry
 from engine.layouts import SlotLayout
@@ -24,7 +28,7 @@ from engine.wire.messages import (
     Slot,
     StoreSlots,
 )
-from engine.workers import Pin, Reservation, Worker, Workers
+from engine.workers import Pin, Range, Reservation, Worker, Workers
 
 
 class Lending:
@@ -43,9 +47,13 @@ class Lending:
         meters: Meters,
         traffic: Traffic,
         saves: Saves,
+        awake: Awake,
+        integrity: Integrity,
     ) -> None:
         self._cache = cache
         self._saves = saves
+        self._awake = awake
+        self._integrity = integrity
         self._sessions = sessions
         self._workers = workers
         self._prompts = prompts
@@ -63,7 +71,7 @@ class Lending:
         reserved = reserve_missing(self._cache, chunks, layout.object_bytes, event.now)
         if reserved:
             entries = [entry for _, entry in reserved]
-            reservation = Reservation(entries, chunks.suffix_first, event.now, event.received)
+            reservation = Reservation(entries, chunks.suffix_first, self._awake.now, event.received)
             worker.reservations[chunks.range] = reservation
             self._stores.begin()
         else:
@@ -72,7 +80,11 @@ class Lending:
         return [Reply(event.to, PrepareStoreReply(StoreSlots(slots, [index for index, _ in reserved])))]
 
     def commit_store(self, event: RequestArrived, message: CommitStore) -> list[Effect]:
-        """Publishes what was lent for writing, unless a clear or its age has dropped it. Raises RefusedError."""
+        """Publishes what was lent for writing, unless a clear or its age has dropped it. Raises RefusedError.
+
+        If checksums are wanted that is done when they are there. What was lent is not the worker's any more meanwhile:
+        it has said that every byte is written.
+        """
         worker, layout, chunks = self._resolve(message.instance_id, message.key)
         reservation = worker.reservations.pop(chunks.range, None)
         if message.data:
@@ -85,22 +97,65 @@ class Lending:
             return [Warn(warning), Reply(event.to, False)]
         if reservation is None:
             return [Reply(event.to, False)]
+        publish = partial(self._publish, event, layout, reservation)
+        if self._integrity.enabled:
+            return self._integrity.ask(event.now, reservation.entries, publish)
+        return publish(event.now, ())
+
+    def _publish(
+        self,
+        event: RequestArrived,
+        layout: SlotLayout,
+        reservation: Reservation,
+        now: float,
+        checksums: tuple[bytes, ...] | None,
+    ) -> list[Effect]:
+        if checksums is None:
+            self._abort(reservation)
+            self._end_store(now, reservation, layout, done=False)
+            return [Reply(event.to, False)]
+        self._integrity.keep(reservation.entries, checksums)
         published = all(entry.visible for entry in reservation.entries)
         for entry in reversed(reservation.entries):
             self._cache.commit(entry)
         self._cache.touch(reservation.suffix_first)
-        self._end_store(event.now, reservation, layout, done=published)
+        self._end_store(now, reservation, layout, done=published)
         return [Reply(event.to, published), *self._saves.stored(reservation.entries)]
 
     def prepare_retrieve(self, event: RequestArrived, message: PrepareRetrieve) -> list[Effect]:
-        """Lends every chunk of the range for reading, or none. Uses up this request's leases; raises RefusedError."""
+        """Lends every chunk of the range for reading, or none. Uses up this request's leases; raises RefusedError.
+
+        What has a checksum is verified first.
+        """
         worker, layout, chunks = self._resolve(message.instance_id, message.key)
         if not chunks.count:
             raise RefusedError("the range to retrieve is empty")
         entries = take_readable(self._cache, self._sessions, message.key.request_id, chunks)
-        worker.pins.setdefault(chunks.range, []).append(Pin(entries, chunks.suffix_first, event.received))
+        pin = Pin(entries, chunks.suffix_first, event.received)
         self._retrieves.begin()
-        slots = RetrieveSlots([_slot(entry, layout) for entry in entries])
+        lend = partial(self._lend, event, worker, layout, chunks.range, pin)
+        summed = self._integrity.summed_up(entries)
+        return self._integrity.ask(event.now, summed, lend) if summed else lend(event.now, ())
+
+    def _lend(
+        self,
+        event: RequestArrived,
+        worker: Worker,
+        layout: SlotLayout,
+        range_: Range,
+        pin: Pin,
+        now: float,
+        checksums: tuple[bytes, ...] | None,
+    ) -> list[Effect]:
+        """Lends what is not corrupt, unless the worker has left meanwhile. `checksums`: of those that have one."""
+        corrupt = self._integrity.compare(self._integrity.summed_up(pin.entries), checksums or ())
+        if checksums is None or corrupt or self._workers.get(worker.instance_id) is not worker:
+            self._release(pin)
+            count = len(pin.entries)
+            self._retrieves.end(now - pin.received, count, count * layout.object_bytes, done=False)
+            return [*corrupt, Reply(event.to, PrepareRetrieveReply(False))]
+        worker.pins.setdefault(range_, []).append(pin)
+        slots = RetrieveSlots([_slot(entry, layout) for entry in pin.entries])
         return [Reply(event.to, PrepareRetrieveReply(True, context=slots))]
 
     def commit_retrieve(self, event: RequestArrived, message: CommitRetrieve) -> list[Effect]:
@@ -128,8 +183,9 @@ class Lending:
         worker.reservations.clear()
         worker.pins.clear()
 
-    def expire(self, now: float, reservation_ttl: float) -> None:
+    def expire(self, reservation_ttl: float) -> None:
         """Lets others store the chunks that a worker was lent long ago; its slots stay its own until it is done."""
+        now = self._awake.now
         for worker in self._workers:
             for reservation in worker.reservations.values():
                 if now - reservation.since > reservation_ttl:

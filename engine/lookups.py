@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 from math import inf
 from typing import Final, NamedTuple, get_args
 
+from engine.awake import Awake
 from engine.events import Effect, Reply, ReplyTo
 from engine.keys import NAMESPACE_BYTES, Namespace, namespace
 from engine.l1.cache import L1Cache
@@ -90,6 +91,7 @@ class Lookups:
         traffic: Traffic,
         prefetches: Prefetches,
         saves: Saves,
+        awake: Awake,
     ) -> None:
         self.hit_chunks = 0
         self.missed_chunks = 0
@@ -109,6 +111,7 @@ class Lookups:
         self._traffic = traffic
         self._prefetches = prefetches
         self._saves = saves
+        self._awake = awake
         self._waiting: list[_Waiting] = []
 
     def lookup(self, now: float, client: bytes, key: Key) -> list[Effect]:
@@ -119,7 +122,7 @@ class Lookups:
         """
         pair = (key.model_name, key.world_size)
         self.end(client, key.request_id)
-        session = Session(client, key.request_id, now)
+        session = Session(client, key.request_id, self._awake.now)
         self._sessions.add(session)
         if key.num_kv_readers < 0:
             raise RefusedError(f"num_kv_readers is {key.num_kv_readers}")
@@ -255,8 +258,9 @@ class Lookups:
             self._end_leases(session, list(session.leases))
             self._sessions.remove(session)
 
-    def expire(self, now: float, liveness: Liveness) -> None:
+    def expire(self, liveness: Liveness) -> None:
         """Ends the leases, and then the sessions, of requests that were never ended."""
+        now = self._awake.now
         for session in list(self._sessions):
             age = now - session.opened
             if age > liveness.lease_ttl and (session.leases or session.hits or session.prefetch):

@@ -19,6 +19,7 @@ from engine.commands import A, Command
 from engine.core import Engine
 from engine.errors import EngineError, EngineStoppedError
 from engine.events import (
+    Checksum,
     CommandAsked,
     CommandDone,
     Continue,
@@ -219,7 +220,7 @@ class EngineLoop:
             match effect:
                 case Reply():
                     self._router.reply(effect.to, effect.value)
-                case Copy() | Map() | Unmap() | Discard():
+                case Copy() | Map() | Unmap() | Discard() | Checksum():
                     self._transfers.submit(effect)
                 case Find() | Load() | Save():
                     self._tiers.submit(effect)

@@ -17,6 +17,7 @@ from engine.answers import (
     WorkerActivity,
     WorkerPage,
 )
+from engine.awake import Awake
 from engine.commands import (
     AwaitJob,
     ClearAll,
@@ -64,7 +65,14 @@ class Operators:
     """Carries out commands. Belongs to the engine thread."""
 
     def __init__(
-        self, cache: L1Cache, sessions: Sessions, workers: Workers, copies: Copies, prompts: Prompts, jobs: Jobs
+        self,
+        cache: L1Cache,
+        sessions: Sessions,
+        workers: Workers,
+        copies: Copies,
+        prompts: Prompts,
+        jobs: Jobs,
+        awake: Awake,
     ) -> None:
         self._cache = cache
         self._sessions = sessions
@@ -72,6 +80,7 @@ class Operators:
         self._copies = copies
         self._chunk_size = prompts.chunk_size
         self._jobs = jobs
+        self._awake = awake
 
     def handlers(self) -> dict[type[Command[Any]], CommandHandler]:
         """By command, what carries it out; `Look` raises AmbiguousError."""
@@ -83,8 +92,8 @@ class Operators:
             DeleteObjects: _answered(lambda now, command: self._delete(command.keys)),
             ListJobs: _answered(lambda now, _: tuple(job.report(now) for job in self._jobs)),
             ListObjects: _answered(self._objects),
-            ListSessions: _answered(self._session_page),
-            ListWorkers: _answered(self._worker_page),
+            ListSessions: _answered(lambda now, command: self._session_page(command)),
+            ListWorkers: _answered(lambda now, command: self._worker_page(command)),
             Look: _answered(lambda now, command: self._look(command)),
         }
 
@@ -153,16 +162,17 @@ class Operators:
         reason = self._cache.miss_reason(keys[0])
         return Miss(reason, f"chunk {chunk}: {_DETAIL[reason]}")
 
-    def _session_page(self, now: float, command: ListSessions) -> SessionPage:
+    def _session_page(self, command: ListSessions) -> SessionPage:
         page = self._sessions.page(command.seat, command.limit)
-        return SessionPage(tuple(_session(each, now) for each in page.members), page.next_place)
+        return SessionPage(tuple(_session(each, self._awake.now) for each in page.members), page.next_place)
 
-    def _worker_page(self, now: float, command: ListWorkers) -> WorkerPage:
+    def _worker_page(self, command: ListWorkers) -> WorkerPage:
         behind = sorted((each for each in self._workers if _is_behind(each, command.first)), key=_by_id)
         page, rest = behind[: command.limit], behind[command.limit :]
-        return WorkerPage(tuple(self._worker(each, now) for each in page), rest[0].instance_id if rest else None)
+        return WorkerPage(tuple(self._worker(each) for each in page), rest[0].instance_id if rest else None)
 
-    def _worker(self, worker: Worker, now: float) -> WorkerActivity:
+    def _worker(self, worker: Worker) -> WorkerActivity:
+        now = self._awake.now
         writing, reading = self._copies.entries_of(worker.instance_id)
         for reservation in worker.reservations.values():
             writing += reservation.entries

@@ -15,6 +15,7 @@ from math import inf
 from typing import NamedTuple
 
 from engine.events import Effect, Find, Found, L1Slot, Load, Loaded
+from engine.integrity import Integrity
 from engine.keys import Namespace
 from engine.l1.cache import L1Cache, NoSpaceError
 from engine.l1.entry import Entry
@@ -109,11 +110,14 @@ class _Search(NamedTuple):
 class Prefetches:
     """All that run. Belongs to the engine thread."""
 
-    def __init__(self, cache: L1Cache, tiers: Tiers, came: Callable[[Entry, Tier], list[Effect]]) -> None:
+    def __init__(
+        self, cache: L1Cache, tiers: Tiers, came: Callable[[Entry, Tier], list[Effect]], integrity: Integrity
+    ) -> None:
         """`came` is told of each object that was loaded, with its tier."""
         self._cache = cache
         self._tiers = tiers
         self._came = came
+        self._integrity = integrity
         self._tickets = count(1)
         self._searches: dict[int, _Search] = {}
         self._loads: dict[int, _Load] = {}
@@ -168,7 +172,7 @@ class Prefetches:
             del self._by_key[entry.key]
         for prefetch in load.waiting:
             prefetch.loading -= 1
-        effects = self._arrived(load) if event.outcome == "done" else self._failed(event, load)
+        effects = self._arrived(event, load) if event.outcome == "done" else self._failed(event, load)
         for prefetch in load.waiting:
             self._put_in_order(prefetch)
         return effects
@@ -293,8 +297,10 @@ class Prefetches:
             self._cache.lease(entry, prefetch.readers)
             prefetch.arrived[entry.key] = entry
 
-    def _arrived(self, load: _Load) -> list[Effect]:
+    def _arrived(self, event: Loaded, load: _Load) -> list[Effect]:
         load.tier.loaded_objects += 1
+        if event.checksum is not None:
+            self._integrity.keep([load.entry], [event.checksum])
         load.entry.saved |= load.tier.bit
         self._cache.commit(load.entry)
         if not load.entry.visible:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import msgspec
 
+from engine.awake import Awake
 from engine.events import Effect, Map, Reply, ReplyTo, RequestArrived, Unmap, Warn
 from engine.layouts import (
     MAX_WORLD_SIZE,
@@ -51,6 +52,7 @@ class Registration:
         pool: RegisterEngineDrivenReply,
         chunk_size: int,
         liveness: Liveness,
+        awake: Awake,
     ) -> None:
         self._workers = workers
         self._withdraw = withdraw
@@ -58,6 +60,7 @@ class Registration:
         self._pool = pool
         self._chunk_size = chunk_size
         self._liveness = liveness
+        self._awake = awake
         self._last_mapping = 0
         self._mapping_replies: dict[int, list[ReplyTo]] = {}
         self._unmapping: dict[int, int] = {}
@@ -69,11 +72,11 @@ class Registration:
         self._told_unknown = _Memory()
         self._transfers_ended: str | None = None
 
-    def seen(self, now: float, client: bytes, instance_id: object) -> bool:
+    def seen(self, client: bytes, instance_id: object) -> bool:
         """Notes a sign of life; returns True if it is the first message of its connection."""
         worker = self._workers.get(instance_id) if isinstance(instance_id, int) else None
         if worker is not None:
-            worker.last_seen = now
+            worker.last_seen = self._awake.now
         return self._connections.add(client)
 
     def ping(self, client: bytes, message: Ping, *, first: bool) -> bool:
@@ -107,7 +110,7 @@ class Registration:
         if same and old is not None and old.state == "mapping" and old.mapping_id is not None:
             self._mapping_replies[old.mapping_id].append(event.to)
             return []
-        worker = self._understood(event.now, message, frames)
+        worker = self._understood(message, frames)
         effects = self._replace(old, worker)
         if worker.state == "mapping" and isinstance(worker.layout, KVLayout):
             return [*self._map(worker, worker.layout, event.to), *effects]
@@ -124,9 +127,9 @@ class Registration:
         old = self._workers.get(payload.instance_id)
         frames = (message.payload,)
         if old is not None and old.frames == frames:
-            old.last_seen = event.now
+            old.last_seen = self._awake.now
             return [Reply(event.to, self._pool)]
-        worker = _worker(event.now, payload.instance_id, payload.model_name, payload.world_size, layout, frames)
+        worker = _worker(self._awake.now, payload.instance_id, payload.model_name, payload.world_size, layout, frames)
         return [*self._replace(old, worker), Reply(event.to, self._pool)]
 
     def unregister(self, event: RequestArrived, message: UnregisterKVCache | UnregisterEngineDriven) -> list[Effect]:
@@ -167,9 +170,10 @@ class Registration:
         self._workers.changed()
         return effects
 
-    def expire(self, now: float) -> list[Effect]:
+    def expire(self) -> list[Effect]:
         """Takes workers for gone that were silent for too long."""
         effects: list[Effect] = []
+        now = self._awake.now
         for worker in list(self._workers):
             patience = self._liveness.worker_timeout if worker.pinged else self._liveness.registration_grace
             if now - worker.last_seen > patience:
@@ -177,7 +181,7 @@ class Registration:
                 effects += self._remove(worker)
         return effects
 
-    def _understood(self, now: float, message: RegisterKVCache, frames: tuple[bytes, ...]) -> Worker:
+    def _understood(self, message: RegisterKVCache, frames: tuple[bytes, ...]) -> Worker:
         layout, problem = None, self._transfers_ended
         try:
             layout = read_kv_layout(
@@ -186,7 +190,7 @@ class Registration:
             _check_world_size(message.world_size)
         except (LayoutError, RefusedError) as error:
             problem = str(error)
-        worker = _worker(now, message.instance_id, message.model_name, message.world_size, layout, frames)
+        worker = _worker(self._awake.now, message.instance_id, message.model_name, message.world_size, layout, frames)
         if problem is not None or layout is None:
             worker.state, worker.problem = "broken", problem
         elif layout.unsupported:

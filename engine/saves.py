@@ -14,6 +14,7 @@ from itertools import count
 from typing import Final
 
 from engine.events import Effect, L1Slot, Save, Saved
+from engine.integrity import Integrity
 from engine.l1.cache import L1Cache
 from engine.l1.entry import Entry
 from engine.tiers import Tier, Tiers
@@ -37,9 +38,10 @@ class _Save:
 class Saves:
     """Belongs to the engine thread."""
 
-    def __init__(self, cache: L1Cache, tiers: Tiers) -> None:
+    def __init__(self, cache: L1Cache, tiers: Tiers, integrity: Integrity) -> None:
         self._cache = cache
         self._tiers = tiers
+        self._integrity = integrity
         self._tickets = count(1)
         self._running: dict[int, _Save] = {}
         self._bytes: Counter[Tier] = Counter()
@@ -138,8 +140,10 @@ class Saves:
         self._saving[entry] -= 1
         if event.outcome == "done":
             entry.saved |= tier.bit
+            self._integrity.verified(entry.checksum is not None)
         else:
             entry.saved &= ~tier.bit
+        warnings = self._integrity.corrupt(entry) if event.outcome == "damaged" else []
         self._cache.give_back(entry)
         if event.outcome == "done" and tier.settings.store_policy == "skip_l1":
             self._leaving.add(entry)
@@ -148,7 +152,7 @@ class Saves:
             if entry in self._leaving:
                 self._leaving.remove(entry)
                 self._cache.drop(entry)
-        return self._flush_more()
+        return [*warnings, *self._flush_more()]
 
     def _flush_more(self) -> list[Effect]:
         """As much as may be under way at the same time."""
@@ -181,4 +185,5 @@ class Saves:
         # NOTE: Set when it begins, so that it does not begin twice; taken back if it fails.
         entry.saved |= tier.bit
         self._cache.borrow(entry)
-        return [Save(tier.name, ticket, L1Slot(entry.key, entry.namespace, entry.offset, entry.size))]
+        slot = L1Slot(entry.key, entry.namespace, entry.offset, entry.size)
+        return [Save(tier.name, ticket, slot, entry.checksum)]

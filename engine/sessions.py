@@ -33,7 +33,7 @@ class Session:
         self.client = client
         self.request_id = request_id
         self.opened = opened
-        """When the newest lookup was made."""
+        """When the newest lookup was made, in the seconds of `Awake.now`."""
         self.hits = 0
         """Leading chunks that the lookup found."""
         self.prefetch: Prefetch | None = None

@@ -124,3 +124,5 @@ class EngineSettings:
     advisor_enabled: bool = True
     """Estimate from the traffic what L1 would do with another size or policy."""
     recording: RecordingSettings = field(default_factory=RecordingSettings)
+    l1_verify: bool = False
+    """Take the checksum of each object in L1, and hold it against the bytes before these are used."""

@@ -142,6 +142,10 @@ class L1Report:
     """Objects that retrieves wanted and that were not there."""
     unready_reads: int
     """Objects that retrieves wanted while they were still being written."""
+    verified_objects: int
+    """How often an object was held against its checksum before its bytes were used."""
+    corrupt_objects: int
+    """How often it was found not to be what was stored."""
 
 
 class LookupReport(NamedTuple):

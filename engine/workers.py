@@ -39,6 +39,7 @@ class Reservation:
     suffix_first: list[bytes]
     """Keys of the whole prefix up to the last chunk, last chunk first, to be touched when the slots are committed."""
     since: float
+    """In the seconds of `Awake.now`."""
     received: float
     """When the request that asked for them came in."""
 
@@ -66,6 +67,7 @@ class Worker:
     state: WorkerState
     registered: float
     last_seen: float
+    """Both in the seconds of `Awake.now`."""
     problem: str | None = None
     frames: tuple[bytes, ...] = ()
     """The registration as it came, to tell a repeated one from a changed one."""

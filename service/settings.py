@@ -265,6 +265,7 @@ def _build(
         l1_size=parse_size(l1["size"]),
         l1_max_size=None if l1["max_size"] is None else parse_size(l1["max_size"]),
         huge_pages=l1["huge_pages"],
+        l1_verify=l1["verify"],
         eviction_policy=l1["eviction_policy"],
         pin_budget=None if l1["pin_budget"] is None else parse_size(l1["pin_budget"]),
         quotas=quota_settings(values["quotas"]),

@@ -80,4 +80,6 @@ def _l1(l1: L1Report) -> dict[str, Any]:
         "evicted_bytes": l1.evicted_bytes,
         "refusals": l1.refused_objects,
         "cleared": l1.cleared_objects,
+        "verified": l1.verified_objects,
+        "corrupt": l1.corrupt_objects,
     }

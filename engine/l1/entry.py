@@ -13,6 +13,7 @@ class Entry(Ranked):
 
     __slots__ = (
         "borrowers",
+        "checksum",
         "epoch",
         "leases",
         "namespace",
@@ -43,6 +44,8 @@ class Entry(Ranked):
         self.uses = 0
         """By requests; counted while a tier wants to know."""
         self.leases = 0
+        self.checksum: bytes | None = None
+        """Of its slot, if that is to be verified."""
         self.borrowers = 0
         """How many need its slot as it is, without keeping it from being ranked."""
         self.ready = False

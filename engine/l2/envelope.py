@@ -20,8 +20,8 @@ from struct import Struct
 from typing import Final
 
 import msgspec
-from xxhash import xxh3_128, xxh3_128_digest
 
+from engine.checksum import checksum, new_checksum
 from engine.keys import Namespace
 
 HEADER_BYTES: Final = 4096
@@ -37,21 +37,26 @@ class EnvelopeError(Exception):
     """An object that is not what its name says, or cannot be put into an envelope. Says what is wrong."""
 
 
-def seal(key: bytes, namespace: Namespace, payload: memoryview, header: memoryview) -> None:
-    """Writes the header for a payload. Raises EnvelopeError if the names in the namespace are too long for it."""
+def seal(key: bytes, namespace: Namespace, payload: memoryview, header: memoryview) -> bytes:
+    """Writes the header for a payload; returns the checksum of that.
+
+    Raises EnvelopeError if the names in the namespace are too long for it.
+    """
     identity = _identity(key, namespace)
     if len(identity) > _IDENTITY_LIMIT:
         raise EnvelopeError(f"the names of model and salt take {len(identity)} bytes, more than {_IDENTITY_LIMIT}")
-    front = _FIELDS.pack(_MAGIC, len(payload), xxh3_128_digest(payload), len(identity)) + identity
+    sealed = checksum(payload)
+    front = _FIELDS.pack(_MAGIC, len(payload), sealed, len(identity)) + identity
     front = front.ljust(HEADER_BYTES - _DIGEST_BYTES, b"\0")
-    header[:] = front + xxh3_128_digest(front)
+    header[:] = front + checksum(front)
+    return sealed
 
 
 class PayloadHash:
     """Length and hash of an object's payload, while the bytes of the object come in."""
 
     def __init__(self) -> None:
-        self._hash = xxh3_128()
+        self._hash = new_checksum()
         self._seen = 0
         """Bytes of the object, with the header."""
 
@@ -73,7 +78,7 @@ class PayloadHash:
 def check(key: bytes, namespace: Namespace, header: memoryview, payload: PayloadHash) -> None:
     """Raises EnvelopeError unless this is the object of that key, every byte as it was sealed."""
     front = bytes(header[:-_DIGEST_BYTES])
-    if xxh3_128_digest(front) != header[-_DIGEST_BYTES:]:
+    if checksum(front) != header[-_DIGEST_BYTES:]:
         raise EnvelopeError("the header is damaged")
     magic, length, sealed, identity_length = _FIELDS.unpack_from(front)
     if magic != _MAGIC:

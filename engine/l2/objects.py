@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+from abc import abstractmethod
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -119,10 +120,12 @@ class _MoveTask(Task):
         self._end(outcome)
 
     def _end(self, outcome: TierOutcome) -> None:
-        bench = self._bench
-        bench.metering.ended(self.direction, outcome)
-        ended = Loaded if self.direction == "load" else Saved
-        bench.post(ended(bench.clock(), self._ticket, outcome))
+        self._bench.metering.ended(self.direction, outcome)
+        self._bench.post(self._ended(self._bench.clock(), outcome))
+
+    @abstractmethod
+    def _ended(self, now: float, outcome: TierOutcome) -> Event:
+        """What the engine is told."""
 
     def _payload(self) -> memoryview:
         return self._bench.arena[self._slot.offset : self._slot.offset + self._slot.size]
@@ -132,6 +135,7 @@ class LoadTask(_MoveTask):
     """Carries out a `Load`: what is in the slot afterwards is the object, checked, or nobody gets to see it."""
 
     direction = "load"
+    _checksum: bytes | None = None
 
     def perform(self, adapter: L2Adapter, header: memoryview) -> None:
         bench, began = self._bench, self._bench.clock()
@@ -144,12 +148,16 @@ class LoadTask(_MoveTask):
                 self._end("absent")
                 return
         if problem is None:
+            self._checksum = seen.digest()
             bench.metering.moved("load", self._slot.size, bench.clock() - began)
             self._end("done")
         else:
             bench.quarantine.add(self._name)
             logger.warning("L2 %s: the object %s is put aside: %s", bench.tier, self._name, problem)
             self._end("damaged")
+
+    def _ended(self, now: float, outcome: TierOutcome) -> Event:
+        return Loaded(now, self._ticket, outcome, self._checksum)
 
     def _problem(self, size: int, header: memoryview, payload: PayloadHash) -> str | None:
         if size != HEADER_BYTES + self._slot.size:
@@ -169,6 +177,7 @@ class SaveTask(_MoveTask):
     def __init__(self, bench: Bench, effect: Save, since: float, cleared: Callable[[], float]) -> None:
         """`cleared`: when everything was last asked to be cleared; what began before that must not appear again."""
         super().__init__(bench, effect, since)
+        self._checksum = effect.checksum
         self._cleared = cleared
         self._was_tried = False
         """It may have been written, though the storage said that it failed."""
@@ -182,10 +191,13 @@ class SaveTask(_MoveTask):
         bench, began = self._bench, self._bench.clock()
         with self._payload() as payload:
             try:
-                seal(self._slot.key, self._slot.namespace, payload, header)
+                checksum = seal(self._slot.key, self._slot.namespace, payload, header)
             except EnvelopeError as error:
                 logger.warning("L2 %s: an object cannot be saved: %s", bench.tier, error)
                 self._end("refused")
+                return
+            if self._checksum not in (None, checksum):
+                self._end("damaged")
                 return
             self._was_tried = True
             adapter.write(self._name, [header, payload])
@@ -196,3 +208,6 @@ class SaveTask(_MoveTask):
         bench.quarantine.remove([self._name])
         bench.metering.moved("save", self._slot.size, bench.clock() - began)
         self._end("done")
+
+    def _ended(self, now: float, outcome: TierOutcome) -> Event:
+        return Saved(now, self._ticket, outcome)

@@ -6,12 +6,13 @@ half as fast again as rows of two bytes. Complex numbers are only loaded and sto
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from typing import Final
 
 import torch
 
+from engine.checksum import CorruptError, checksum
 from engine.events import Copy, Piece
 from engine.layouts import Group, KVLayout
 from engine.transfer.ipc import OpenError, open_storage, release_unused, wait_for
@@ -37,6 +38,7 @@ class TorchCopier:
         """`arena`: uint8, on the CPU. `clock`: monotonic seconds, the same as the engine's."""
         whole = arena[: arena.numel() // WIDEST_ITEM * WIDEST_ITEM]
         self._arena = {dtype: whole.view(dtype) for dtype in _ITEM_DTYPE.values()}
+        self._memory = arena.numpy().data
         self._clock = clock
         self.beats = 0
         """Grows with each piece that is moved and each stretch of memory that is opened; read by any thread."""
@@ -61,20 +63,42 @@ class TorchCopier:
             del cache
             release_unused(device)
 
-    def copy(self, job: Copy) -> None:
-        """Moves all bytes of a job and returns when they have moved. Raises CopyError; then only a part may have."""
+    def copy(self, job: Copy) -> tuple[bytes, ...]:
+        """Moves all bytes of a job and returns when they have moved, with the checksums that a store wants.
+
+        Raises CopyError, and CorruptError where it meets an object that is corrupt; then only a part may have moved.
+        """
         cache = self._caches.get(job.mapping_id)
         if cache is None:
             raise CopyError("the worker's memory is not mapped")
         with cache.stream():
             wait_for(job.event_handle, cache.device)
             ids = [torch.tensor(group, dtype=torch.int64, device=cache.device) for group in job.block_ids]
-            for piece in job.pieces:
-                if self._clock() > job.not_after:
-                    raise CopyError("the client may have given up; its blocks may have a new owner")
-                self._move(job, piece, cache, ids)
-                self._beat()
-            cache.synchronize()
+            try:
+                return tuple(self._pieces(job, cache, ids))
+            finally:
+                # NOTE: Also after a failure: nobody may get the slots while a device still reads or writes them.
+                cache.synchronize()
+
+    def checksum(self, offset: int, size: int) -> bytes:
+        """Of a slot of the arena."""
+        self._beat()
+        return checksum(self._memory[offset : offset + size])
+
+    def _pieces(self, job: Copy, cache: _Cache, ids: list[torch.Tensor]) -> Iterator[bytes]:
+        """Moves one piece after the other; the checksums of what is stored, if they are wanted."""
+        for index, piece in enumerate(job.pieces):
+            # PERF: Each object before it is moved, rather than all of them: it is in the processor's cache then.
+            if piece.checksum is not None and self.checksum(piece.offset, job.slot_bytes) != piece.checksum:
+                raise CorruptError(index)
+            if self._clock() > job.not_after:
+                raise CopyError("the client may have given up; its blocks may have a new owner")
+            self._move(job, piece, cache, ids)
+            if job.direction == "store" and job.slot_bytes:
+                # What is still on its way from a device is not to be summed up yet.
+                cache.synchronize()
+                yield self.checksum(piece.offset, job.slot_bytes)
+            self._beat()
 
     def _beat(self) -> None:
         self.beats += 1

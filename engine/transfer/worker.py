@@ -13,7 +13,21 @@ from dataclasses import dataclass
 from queue import SimpleQueue
 from typing import Final, Protocol
 
-from engine.events import Copy, CopyEnded, Discard, Discarded, Event, Map, MapEnded, TransfersEnded, Unmap, UnmapEnded
+from engine.checksum import CorruptError
+from engine.events import (
+    Checksum,
+    Copy,
+    CopyEnded,
+    Discard,
+    Discarded,
+    Event,
+    Map,
+    MapEnded,
+    Summed,
+    TransfersEnded,
+    Unmap,
+    UnmapEnded,
+)
 from engine.layouts import KVLayout
 
 logger = logging.getLogger(__name__)
@@ -31,7 +45,7 @@ class Sentinel:
     """Called on the transfer thread; must not raise."""
 
 
-Task = Copy | Map | Unmap | Discard | Sentinel
+Task = Copy | Map | Unmap | Discard | Checksum | Sentinel
 
 
 class Copier(Protocol):
@@ -46,7 +60,11 @@ class Copier(Protocol):
 
     def unmap(self, mapping_id: int) -> None: ...
 
-    def copy(self, job: Copy) -> None: ...
+    def copy(self, job: Copy) -> tuple[bytes, ...] | None:
+        """Returns the checksums that a store wants. Raises CorruptError where it meets an object that is corrupt."""
+
+    def checksum(self, offset: int, size: int) -> bytes:
+        """Of a slot of the arena."""
 
 
 class TransferWorker:
@@ -115,12 +133,13 @@ class TransferWorker:
         elif (outcome := self._outcome(task)) is not None:
             self._post(outcome)
 
-    def _outcome(self, task: Copy | Map | Unmap | Discard) -> Event | None:
+    def _outcome(self, task: Copy | Map | Unmap | Discard | Checksum) -> Event | None:
         """None if the task goes on later."""
         match task:
             case Copy():
-                problem = self._attempt(lambda: self._copier.copy(task), "copy")
-                return CopyEnded(self._clock(), task.job_id, problem)
+                return self._copy(task)
+            case Checksum():
+                return self._sum_up(task)
             case Map():
                 problem = self._attempt(lambda: self._copier.map(task.mapping_id, task.layout), "map")
                 return MapEnded(self._clock(), task.mapping_id, problem)
@@ -129,6 +148,28 @@ class TransferWorker:
                 return UnmapEnded(self._clock(), task.mapping_id)
             case Discard():
                 return self._discard_piece(task)
+
+    def _copy(self, task: Copy) -> CopyEnded:
+        checksums: tuple[bytes, ...] | None = None
+        corrupt: int | None = None
+
+        def copy() -> None:
+            nonlocal checksums, corrupt
+            try:
+                checksums = self._copier.copy(task)
+            except CorruptError as error:
+                corrupt = error.piece
+                raise
+
+        problem = self._attempt(copy, "copy")
+        return CopyEnded(self._clock(), task.job_id, problem, checksums or (), corrupt)
+
+    def _sum_up(self, task: Checksum) -> Summed:
+        checksums: list[bytes] = []
+        problem = self._attempt(
+            lambda: checksums.extend(self._copier.checksum(offset, size) for offset, size in task.slots), "checksum"
+        )
+        return Summed(self._clock(), task.ticket, None if problem else tuple(checksums))
 
     def _discard_piece(self, task: Discard) -> Event | None:
         end = min(task.start + _DISCARD_BYTES, task.end)

@@ -184,3 +184,9 @@ def _l1(l1: L1Report) -> Iterator[Metric]:
         [([reason], count) for reason, count in l1.refusals],
     )
     yield counter("kvkeep_l1_cleared_objects_total", "Objects that clears made invisible.", l1.cleared_objects)
+    yield counter(
+        "kvkeep_l1_verified_objects_total",
+        "How often an object was held against its checksum before its bytes were used.",
+        l1.verified_objects,
+    )
+    yield counter("kvkeep_l1_corrupt_objects_total", "How often it was not what was stored.", l1.corrupt_objects)

@@ -18,7 +18,7 @@ def register(world: World, worker: Worker, shape: Shape) -> None:
     old = worker.registration
     if old is not None and old.shape == shape and old.state != "broken":
         new = old
-        new.seen = world.now
+        new.seen = world.awake
     else:
         new = worker.registration = _replaced(world, worker, old, shape)
     world.opening = new.device
@@ -44,7 +44,7 @@ def _replaced(world: World, worker: Worker, old: Registration | None, shape: Sha
         old.withdraw(world.oracle)
     world.told_unknown.discard(worker.role.instance_id)
     state = "ready" if device is None else "broken" if world.transfers.ended else "mapping"
-    return Registration(shape, device, state, world.now)
+    return Registration(shape, device, state, world.awake)
 
 
 def unregister(world: World, worker: Worker) -> None:
@@ -81,7 +81,7 @@ def ping(world: World, worker: Worker, *, reconnected: bool) -> None:
 
 def freeze(world: World) -> None:
     """The server stands still for longer than a client waits for an answer to its ping."""
-    world.pass_time(10.5)
+    world.stand_still(10.5)
     for worker in world.workers:
         if worker.beats:
             _give_up(world, worker)

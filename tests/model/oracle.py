@@ -46,7 +46,10 @@ class Slot:
 class Session:
     """What one scheduler was promised for one request."""
 
+    asked: float
+    """When, by the clock."""
     opened: float
+    """The same without the time in which the engine stood still."""
     hits: int = 0
     collected: bool = False
     rows: list[list[Identity]] = field(default_factory=list)
@@ -142,6 +145,7 @@ class Oracle:
     def look_up(
         self,
         now: float,
+        awake: float,
         session_id: SessionId,
         chunks: list[tuple[int, ...]],
         spaces: list[Identity],
@@ -151,7 +155,7 @@ class Oracle:
     ) -> None:
         """`chunks` are the prefixes asked for; a chunk is hit if it is there under each of `spaces`."""
         rows = [[space._replace(tokens=tokens) for space in spaces] for tokens in chunks] if spaces else []
-        session = self.sessions[session_id] = Session(now, rows=rows, readers=readers)
+        session = self.sessions[session_id] = Session(now, awake, rows=rows, readers=readers)
         for row in rows:
             if any(each not in self.present for each in row):
                 session.pending = more_may_come
@@ -201,11 +205,11 @@ class Oracle:
         if readers > 1:
             session.shares[identity] = (slot, readers - 1)
 
-    def expire(self, now: float, lease_ttl: float, session_ttl: float) -> None:
+    def expire(self, awake: float, lease_ttl: float, session_ttl: float) -> None:
         for session_id, session in list(self.sessions.items()):
-            if now - session.opened > lease_ttl:
+            if awake - session.opened > lease_ttl:
                 session.hits, session.shares, session.pending = 0, {}, False
-            if now - session.opened > session_ttl:
+            if awake - session.opened > session_ttl:
                 del self.sessions[session_id]
 
     # What ends objects

@@ -29,7 +29,8 @@ def look_up(world: World, role: Role, request: Request) -> None:
     chunks = [request.tokens[:stop] for stop in range(CHUNK, request.end + 1, CHUNK)]
     session_id = (role.scheduler, request.request_id)
     more_may_come = bool(world.storage.in_use)
-    world.oracle.look_up(world.now, session_id, chunks, spaces, role.readers, more_may_come=more_may_come)
+    now, awake = world.now, world.awake
+    world.oracle.look_up(now, awake, session_id, chunks, spaces, role.readers, more_may_come=more_may_come)
 
 
 def collect(world: World, session_id: SessionId, *, wait: float | None) -> None:
@@ -52,7 +53,7 @@ def _answer(world: World, session_id: SessionId, until: float) -> Callable[[int 
             assert value == 0
         elif value is None:
             assert session.pending, "there is nothing to wait for"
-            assert world.now - session.opened < LONGEST_WAIT
+            assert world.now - session.asked < LONGEST_WAIT
             assert until in (inf, world.now) or until < world.now, "it was not waited long enough"
         else:
             _collected(world, session_id, session, value)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from random import Random
 from typing import Literal
 
+from engine.checksum import checksum
 from engine.events import Event, Find, Found, Load, Loaded, Save, Saved
 from engine.settings import L2Settings, PrefetchMode, PrefetchSettings, StorePolicy
 from engine.status import TierOutcome
@@ -122,7 +123,8 @@ class Storage:
             case Find():
                 return Found(now, effect.ticket, tuple(how == "done" and key in objects for key in effect.keys))
             case Load():
-                return Loaded(now, effect.ticket, self._load(objects, effect, how))
+                outcome = self._load(objects, effect, how)
+                return Loaded(now, effect.ticket, outcome, checksum(self._bytes(effect)) if outcome == "done" else None)
             case Save():
                 return Saved(now, effect.ticket, self._save(objects, effect, work.content, how))
 
@@ -142,6 +144,7 @@ class Storage:
 
     def _save(self, objects: dict[bytes, bytes], save: Save, content: bytes, how: How) -> TierOutcome:
         assert self._bytes(save) == content, "an object was overwritten while it was being saved"
+        assert save.checksum in (None, checksum(content)), "what is saved is taken for corrupt"
         if how != "done":
             return self._random.choice(_PROBLEMS[Save])
         objects[save.slot.key] = content

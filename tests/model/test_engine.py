@@ -67,13 +67,15 @@ class EngineMachine(RuleBasedStateMachine):
     arenas: Sequence[int] = ()
     """Sizes of L1 to try, in pages."""
 
-    @initialize(roles=st.sampled_from(CASTS), pick=PICK, liveness=LIVENESS)
-    def start(self, roles: tuple[Role, ...], pick: int, liveness: Liveness) -> None:
-        self._begin(pick, roles, liveness, ())
+    @initialize(roles=st.sampled_from(CASTS), pick=PICK, liveness=LIVENESS, verify=st.booleans())
+    def start(self, roles: tuple[Role, ...], pick: int, liveness: Liveness, verify: bool) -> None:
+        self._begin(pick, roles, liveness, (), verify)
 
-    def _begin(self, pick: int, roles: tuple[Role, ...], liveness: Liveness, tiers: tuple[L2Settings, ...]) -> None:
+    def _begin(
+        self, pick: int, roles: tuple[Role, ...], liveness: Liveness, tiers: tuple[L2Settings, ...], verify: bool
+    ) -> None:
         pages = self._pick(self.arenas, pick)
-        self.world = World(pages, roles, liveness, tiers)
+        self.world = World(pages, roles, liveness, tiers, verify=verify)
         for worker in self.world.workers:
             coming_and_going.register(self.world, worker, worker.role.shape)
         self.world.finish_transfers()
@@ -201,10 +203,13 @@ class EngineMachine(RuleBasedStateMachine):
         elif by is not None:
             schedulers.clear(self.world, force=by == "client, by force")
 
-    @rule(seconds=TIMES, tick=st.booleans())
-    def pass_time(self, seconds: float, tick: bool) -> None:
-        self.world.pass_time(seconds)
-        if tick:
+    @rule(seconds=TIMES, how=st.sampled_from(["tick", "tick", "no tick yet", "stand still", "stand still, tick"]))
+    def pass_time(self, seconds: float, how: str) -> None:
+        if "stand still" in how:
+            self.world.stand_still(seconds)
+        else:
+            self.world.pass_time(seconds)
+        if how.endswith("tick"):
             self.world.tick()
 
     @precondition(lambda self: self.world.transfers.tasks)
@@ -294,9 +299,13 @@ class RoomyMachine(EngineMachine):
 class _WithL2(EngineMachine):
     """What L1 lets go may be in L2, which does what it is asked at any time and in any order, or fails."""
 
-    @initialize(roles=st.sampled_from(CASTS), pick=PICK, liveness=LIVENESS, tiers=st.sampled_from(TIERS))
-    def start(self, roles: tuple[Role, ...], pick: int, liveness: Liveness, tiers: tuple[L2Settings, ...]) -> None:
-        self._begin(pick, roles, liveness, tiers)
+    @initialize(
+        roles=st.sampled_from(CASTS), pick=PICK, liveness=LIVENESS, tiers=st.sampled_from(TIERS), verify=st.booleans()
+    )
+    def start(
+        self, roles: tuple[Role, ...], pick: int, liveness: Liveness, tiers: tuple[L2Settings, ...], verify: bool
+    ) -> None:
+        self._begin(pick, roles, liveness, tiers, verify)
 
     @precondition(lambda self: self.world.storage.work)
     @rule(pick=PICK, how=st.sampled_from(["done", "done", "done", "loads", "all", "fail", "damage"]))

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from engine.events import Copy, CopyEnded, Event, Map, MapEnded, TransfersEnded, Unmap, UnmapEnded
+from engine.checksum import checksum
+from engine.events import Checksum, Copy, CopyEnded, Event, Map, MapEnded, Summed, TransfersEnded, Unmap, UnmapEnded
 from engine.layouts import KVLayout
 from tests.model.device import Device
 
@@ -19,6 +20,10 @@ class Task:
     """Whose memory it is about."""
     moved: int = 0
     """Pieces of a copy that have been moved."""
+    checksums: list[bytes] = field(default_factory=list)
+    """Of what was stored, as far as the copy wants them."""
+    corrupt: int | None = None
+    """Which piece was not what was stored."""
 
 
 class Transfers:
@@ -69,7 +74,8 @@ class Transfers:
                 assert effect.mapping_id in self._mapped, "a copy of memory that is not mapped"
                 while problem is None and task.moved < len(effect.pieces):
                     problem = self._move(task, effect, now)
-                return task, CopyEnded(now, effect.job_id, problem)
+                summed = task.checksums if problem is None else []
+                return task, CopyEnded(now, effect.job_id, problem, tuple(summed), task.corrupt)
             case Map():
                 if problem is None:
                     self._mapped.add(effect.mapping_id)
@@ -77,6 +83,11 @@ class Transfers:
             case Unmap():
                 self._mapped.discard(effect.mapping_id)
                 return task, UnmapEnded(now, effect.mapping_id)
+
+    def sum_up(self, now: float, effect: Checksum) -> Summed:
+        """Done at once, since those who wait for it can do nothing meanwhile."""
+        assert not self.ended, "asked a dead transfer thread: nobody will answer"
+        return Summed(now, effect.ticket, tuple(self._checksum(*slot) for slot in effect.slots))
 
     def end(self, now: float) -> Event:
         """The thread dies, in the middle of whatever it does."""
@@ -89,10 +100,18 @@ class Transfers:
             return "too late"
         assert task.device is not None
         piece, size = copy.pieces[task.moved], task.device.shape.object_bytes
+        if piece.checksum is not None and self._checksum(piece.offset, copy.slot_bytes) != piece.checksum:
+            task.corrupt = task.moved
+            return "corrupt"
         task.moved += 1
         if copy.direction == "store":
             self.arena[piece.offset : piece.offset + size] = task.device.gather(copy.block_ids, piece.chunk)
+            if copy.slot_bytes:
+                task.checksums.append(self._checksum(piece.offset, copy.slot_bytes))
         else:
             data = bytes(self.arena[piece.offset : piece.offset + size])
             task.device.scatter(copy.block_ids, piece.chunk, data, copy.skip_tokens)
         return None
+
+    def _checksum(self, offset: int, size: int) -> bytes:
+        return checksum(bytes(self.arena[offset : offset + size]))

@@ -16,6 +16,7 @@ from blake3 import blake3
 from engine.commands import A, Command, ConfigureTiers, PauseTier
 from engine.core import Engine
 from engine.events import (
+    Checksum,
     CommandAsked,
     CommandDone,
     Copy,
@@ -64,6 +65,9 @@ REPLIES: dict[type[m.Message], Any] = {
 }
 """Type of the value frame; operations that are missing here are answered without one."""
 
+LONGEST_PAUSE = 3.0
+"""Seconds between two events of an engine that is awake."""
+
 MAY_WAIT = (m.Store, m.Retrieve, m.RegisterKVCache, m.UnregisterKVCache, m.UnregisterEngineDriven)
 """What may be answered after the transfer thread has done something; everything else is answered at once, but for
 lookups that wait for L2."""
@@ -75,9 +79,17 @@ class World:
     """One engine and all around it; what its clients do is in the modules named after them."""
 
     def __init__(
-        self, pages: int, roles: Iterable[Role], liveness: Liveness, tiers: tuple[L2Settings, ...] = ()
+        self,
+        pages: int,
+        roles: Iterable[Role],
+        liveness: Liveness,
+        tiers: tuple[L2Settings, ...] = (),
+        *,
+        verify: bool = False,
     ) -> None:
         self.now = 1000.0
+        self._heard = self._awake = self.now
+        """When the engine heard of the time last, and how long it had been awake then."""
         self.random = Random(pages)
         self.liveness = liveness
         self.arena = bytearray(pages * PAGE)
@@ -88,7 +100,9 @@ class World:
         self.cache = L1Cache(len(self.arena), partial(_WatchedPolicy, self.oracle.evict))
         self.storage = Storage(self.arena, self.random)
         self.storage.configure(tiers)
-        settings = EngineSettings(chunk_size=CHUNK, l1_size=len(self.arena), liveness=liveness, l2=tiers)
+        settings = EngineSettings(
+            chunk_size=CHUNK, l1_size=len(self.arena), liveness=liveness, l2=tiers, l1_verify=verify
+        )
         self.pool = m.RegisterEngineDrivenReply("pool", len(self.arena))
         self.engine = Engine(settings, self.cache, self.pool)
         self.workers = [Worker(role, b"worker %d" % role.instance_id) for role in roles]
@@ -101,6 +115,7 @@ class World:
         self.mappings: dict[int, Registration] = {}
         self.opening: Device | None = None
         """What the next request to map is about."""
+        self.verify = verify
         self.sound = True
         """False from an event until all has been checked, or for good if that failed."""
         self._calls: dict[ReplyTo, tuple[m.Message, Callable[[Any], None]]] = {}
@@ -143,7 +158,7 @@ class World:
     def seen(self, worker: Worker) -> None:
         """The worker gives a sign of life."""
         if worker.registration is not None:
-            worker.registration.seen = self.now
+            worker.registration.seen = self.awake
 
     def knows(self, shape: Shape) -> None:
         """A layout is used from now on."""
@@ -157,14 +172,34 @@ class World:
 
     # Time, and the transfer thread
 
+    @property
+    def awake(self) -> float:
+        """The time, without that in which the engine stood still: nobody is judged by that."""
+        pause = self.now - self._heard
+        return self._awake + (pause if pause <= LONGEST_PAUSE else 0.0)
+
+    @property
+    def can_sum_up(self) -> bool:
+        """Whether workers that copy by themselves can be served: somebody computes the checksums that are wanted."""
+        return not (self.verify and self.transfers.ended)
+
     def pass_time(self, seconds: float) -> None:
+        """The engine is awake, and hears of it."""
+        end = self.now + seconds
+        while self.now < end:
+            self.now = min(end, self.now + LONGEST_PAUSE - 0.5)
+            self._handle(Due(self.now))
+            assert self.engine.due > self.now, "the time comes again and again"
+
+    def stand_still(self, seconds: float) -> None:
+        """The engine hears of it when it is over, or later."""
         self.now += seconds
         if self.now >= self.engine.due:
             self._handle(Due(self.now))
             assert self.engine.due > self.now, "the time comes again and again"
 
     def tick(self) -> None:
-        self.oracle.expire(self.now, self.liveness.lease_ttl, self.liveness.session_ttl)
+        self.oracle.expire(self.awake, self.liveness.lease_ttl, self.liveness.session_ttl)
         for worker in self.workers:
             if worker.registration is not None:
                 self._expire(worker, worker.registration)
@@ -308,6 +343,7 @@ class World:
         assert report.l1.reserved_object_count == len(self.oracle.writes)
         assert report.l1.leased_object_count >= len(self.oracle.held()), "a promise is not backed by a lease"
         assert report.running_transfers == len(self.jobs)
+        assert report.l1.corrupt_objects == 0, "what is as it was stored is taken for corrupt"
         assert report.active_sessions == len(self.oracle.sessions)
         known = {x.role.instance_id: x.registration.state for x in self.workers if x.registration is not None}
         assert {x.instance_id: x.state for x in report.workers} == known
@@ -341,17 +377,18 @@ class World:
 
     def _expire(self, worker: Worker, registration: Registration) -> None:
         for lent in registration.lent.values():
-            if self.now - lent.since > self.liveness.reservation_ttl:
+            if self.awake - lent.since > self.liveness.reservation_ttl:
                 for slot in lent.slots:
                     slot.void = True
         patience = self.liveness.worker_timeout if registration.pinged else self.liveness.registration_grace
-        if self.now - registration.seen > patience:
+        if self.awake - registration.seen > patience:
             registration.withdraw(self.oracle)
             worker.registration = None
 
     def _handle(self, event: Event) -> list[Task]:
         """What the engine has asked the transfer thread for."""
         self.sound = False
+        self._awake, self._heard = self.awake, self.now
         tasks = []
         for effect in self.engine.handle(event):
             match effect:
@@ -365,6 +402,8 @@ class World:
                     tasks.append(self.transfers.submit(effect, self.opening))
                 case Find() | Load() | Save():
                     self._ask_storage(effect)
+                case Checksum():
+                    tasks += self._handle(self.transfers.sum_up(self.now, effect))
                 case CommandDone():
                     self._answers.append(effect.answer)
                 case Warn():

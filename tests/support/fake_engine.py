@@ -97,6 +97,8 @@ L1 = L1Report(
     missed_lookups=(("never_stored", 3), ("evicted", 2)),
     absent_reads=16,
     unready_reads=17,
+    verified_objects=34,
+    corrupt_objects=35,
 )
 
 _GROUP = KernelGroupReport(

@@ -173,7 +173,14 @@ class Driver:
         return [each for each in self.storage.pending if isinstance(each, kind)]
 
     def tick(self, seconds: float) -> None:
-        """Time passes."""
+        """Time passes, and the engine is told each second."""
+        end = self.now + seconds
+        while self.now < end:
+            self.now = min(end, self.now + 1)
+            self.handle(Tick(self.now))
+
+    def stand_still(self, seconds: float) -> None:
+        """Time passes, and the engine is told when it is over."""
         self.now += seconds
         self.handle(Tick(self.now))
 

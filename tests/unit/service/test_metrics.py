@@ -64,6 +64,8 @@ TRUE_FROM_THE_START = ("kvkeep_config_reload_success", "kvkeep_config_last_reloa
         ("kvkeep_l1_refusals_total", {"reason": "fragmented"}, 1),
         ("kvkeep_l1_refusals_total", {"reason": "quota"}, 0),
         ("kvkeep_l1_cleared_objects_total", {}, 4),
+        ("kvkeep_l1_verified_objects_total", {}, 34),
+        ("kvkeep_l1_corrupt_objects_total", {}, 35),
         ("lmcache_mp_lookups_requests_total", {}, 30),
         ("lmcache_mp_lookup_requested_tokens_total", {}, (120 + 14) * TOKENS),
         ("lmcache_mp_lookup_hit_tokens_total", {}, (120 + 13) * TOKENS),

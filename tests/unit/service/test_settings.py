@@ -75,7 +75,8 @@ def test_every_setting_can_be_given_in_the_file(load, tmp_path: Path) -> None:
         http: {host: localhost, port: 2, threads: 3, tokens: [], allow_unauthenticated: true, open_probes: false,
                open_metrics: true}
         log: {level: debug, format: human}
-        l1: {size: 1.5GiB, max_size: 2GiB, eviction_policy: LRU, huge_pages: try, pin_budget: 1MiB}
+        l1: {size: 1.5GiB, max_size: 2GiB, eviction_policy: LRU, huge_pages: try, verify: true,
+             pin_budget: 1MiB}
         quotas: {default_limit: 1GiB, tenants: [{cache_salt: a, limit: 2MiB, reservation: 1MiB}]}
         advisor: {enabled: false}
         recording: {enabled: true, folder: traces, max_file_size: 2MiB, max_files: 3}
@@ -88,7 +89,7 @@ def test_every_setting_can_be_given_in_the_file(load, tmp_path: Path) -> None:
         "0.0.0.0", 1, 16, "blake3", liveness, 3 * GIB // 2, 2 * GIB, "lru", (), 0.5, "try", MIB, quotas
     )
     recording = RecordingSettings(True, str(tmp_path / "traces"), 2 * MIB, 3)
-    assert settings.engine == replace(engine, advisor_enabled=False, recording=recording)
+    assert settings.engine == replace(engine, advisor_enabled=False, recording=recording, l1_verify=True)
     assert settings.http == HttpSettings("localhost", 2, 3, (), True, False, True)
     assert settings.http.policy == Policy((), True, False, True)
     assert settings.log == LogSettings("debug", "human")

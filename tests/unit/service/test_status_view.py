@@ -49,6 +49,8 @@ def test_the_body_says_what_the_report_says() -> None:
             "evicted_bytes": 6 << 25,
             "refusals": 3,
             "cleared": 4,
+            "verified": 34,
+            "corrupt": 35,
         },
         "eviction_controller": {"eviction_policy": "lru"},
         "prefetched_chunks": 13,
