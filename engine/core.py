@@ -29,6 +29,7 @@ from engine.events import (
     Saved,
     Tick,
     TierCleared,
+    TierDamaged,
     TransfersEnded,
     UnmapEnded,
     Warn,
@@ -155,6 +156,8 @@ class Engine:
             case TierCleared():
                 self._saves.cleared(event.tier)
                 return []
+            case TierDamaged():
+                return self._saves.damaged(event.tier, event.key)
             case Due():
                 return []
             case Tick():

@@ -136,6 +136,15 @@ class TierCleared:
     tier: str
 
 
+@dataclass(frozen=True, slots=True)
+class TierDamaged:
+    """A tier has found that an object in it is not what was saved, though nobody has asked for it."""
+
+    now: float
+    tier: str
+    key: bytes
+
+
 Event = (
     RequestArrived
     | CopyEnded
@@ -150,6 +159,7 @@ Event = (
     | Loaded
     | Saved
     | TierCleared
+    | TierDamaged
     | Tick
 )
 
