@@ -68,6 +68,7 @@ from engine.settings import (
     PrefetchSettings,
     QuotaSettings,
     RecordingSettings,
+    ScrubSettings,
     TenantQuota,
 )
 from engine.simulation import OPTIMAL, HitRatios, Trace, TraceError, parse_trace, simulate, simulated_policies
@@ -79,6 +80,8 @@ from engine.status import (
     LayoutReport,
     LookupReport,
     MissReason,
+    ScrubCounts,
+    ScrubReport,
     StatusReport,
     TierOutcome,
     TierReport,
@@ -155,6 +158,9 @@ __all__ = [
     "RecordingReport",
     "RecordingSettings",
     "Runtime",
+    "ScrubCounts",
+    "ScrubReport",
+    "ScrubSettings",
     "Selection",
     "SessionPage",
     "SessionReport",

@@ -31,6 +31,7 @@ from engine.events import (
     Summed,
     Tick,
     TierCleared,
+    TierDamaged,
     TransfersEnded,
     UnmapEnded,
     Warn,
@@ -163,6 +164,8 @@ class Engine:
             case TierCleared():
                 self._saves.cleared(event.tier)
                 return []
+            case TierDamaged():
+                return self._saves.damaged(event.tier, event.key)
             case Due():
                 return []
             case Tick():

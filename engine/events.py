@@ -152,6 +152,15 @@ class TierCleared:
     tier: str
 
 
+@dataclass(frozen=True, slots=True)
+class TierDamaged:
+    """A tier has found that an object in it is not what was saved, though nobody has asked for it."""
+
+    now: float
+    tier: str
+    key: bytes
+
+
 Event = (
     RequestArrived
     | CopyEnded
@@ -167,6 +176,7 @@ Event = (
     | Saved
     | Summed
     | TierCleared
+    | TierDamaged
     | Tick
 )
 

@@ -269,8 +269,9 @@ class Runtime:
 
     def pause_tier(self, name: str, paused: bool, timeout: float) -> None:
         """Lets nothing be asked of a tier, or lets it be asked again. Raises as `ask` does, and TierError."""
-        self._tiers.get(name)
+        tier = self._tiers.get(name)
         self.ask(PauseTier(name, paused), timeout)
+        tier.is_paused = paused
 
     def clear_tiers(self) -> None:
         """Begins to clear every tier. Raises TierError, and then some may have begun."""

@@ -73,6 +73,14 @@ class Saves:
             counted[tier.bit] = unsaved
             self.configured()
 
+    def damaged(self, name: str, key: bytes) -> list[Effect]:
+        """What a tier has of an object is worthless: what L1 has is saved there anew."""
+        tier, entry = self._tiers.find(name), self._cache.find(key)
+        if tier is None or entry is None or not entry.saved & tier.bit or self._is_saving(entry, tier):
+            return []
+        entry.saved &= ~tier.bit
+        return self._save(entry, tier)
+
     def unsaved(self, tier: Tier) -> int:
         """Objects that were evicted before they had been written back to this tier."""
         return self._cache.counters.unsaved_evictions[tier.bit]
@@ -166,6 +174,11 @@ class Saves:
             if self._cache.find(entry.key) is entry:
                 effects += self._save(entry, tier)
         return effects
+
+    def _is_saving(self, entry: Entry, tier: Tier) -> bool:
+        return entry in self._saving and any(
+            save.entry is entry and save.tier is tier for save in self._running.values()
+        )
 
     def _fits(self, entry: Entry, tier: Tier) -> bool:
         # NOTE: One always fits, or in a small L1 large objects would never be saved.

@@ -51,6 +51,18 @@ class PrefetchSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class ScrubSettings:
+    """Whether and how fast all of a tier is read from time to time, to find what is not what was stored."""
+
+    enabled: bool = False
+    """Without it only when an operator asks."""
+    every_hours: float = 168.0
+    """From the end of a pass to the next one."""
+    rate: int = 64 * MIB
+    """Bytes a second, at most."""
+
+
+@dataclass(frozen=True, slots=True)
 class L2Settings:
     """One tier of L2: its adapter's type and the settings of that, and how the tier is used."""
 
@@ -68,6 +80,7 @@ class L2Settings:
     """Without it the server does not start, and is not ready."""
     threads: int = 4
     """Loads at the same time; half as many saves."""
+    scrub: ScrubSettings = field(default_factory=ScrubSettings)
 
 
 @dataclass(frozen=True, slots=True)

@@ -189,6 +189,42 @@ TierState = Literal["opening", "open", "failing", "closed"]
 """`opening`: its storage was not reached yet. `failing`: it fails; it is asked again from time to time."""
 
 
+ScrubHold = Literal["pause", "storage", "loads"]
+"""Why a scrub does not go on: an operator has paused the tier; its storage fails; loads wait for a thread."""
+
+
+class ScrubCounts(NamedTuple):
+    """What a scrub has gone through."""
+
+    objects: int = 0
+    """Those that were read and checked, the damaged ones among them."""
+    bytes: int = 0
+    """Of those."""
+    damaged: int = 0
+    """Objects that are not what was stored. They are put aside."""
+    skipped: int = 0
+    """Objects that could not be read, are too large to be checked, or have a name that no key has."""
+
+
+class ScrubReport(NamedTuple):
+    """The passes through all of a tier that check its objects."""
+
+    is_running: bool = False
+    """A pass is under way."""
+    held_by: ScrubHold | None = None
+    """Why it waits; None if it does not."""
+    begun_age_seconds: int | None = None
+    """Whole seconds since the last pass began; None if none has."""
+    ended_age_seconds: int | None = None
+    """The same since the last complete pass ended."""
+    passes: int = 0
+    """Those that are complete."""
+    latest: ScrubCounts = ScrubCounts()
+    """Of the pass under way, or else of the last one."""
+    total: ScrubCounts = ScrubCounts()
+    """Since the tier was started."""
+
+
 class TierReport(NamedTuple):
     """What the threads of one tier have done; counts are totals since they were started."""
 
@@ -220,6 +256,7 @@ class TierReport(NamedTuple):
     """What an operator has asked for and is under way: `clear`, `rescan`."""
     work_done: int
     """Objects that are done with, of that."""
+    scrub: ScrubReport = ScrubReport()
 
 
 @dataclass(frozen=True, slots=True)

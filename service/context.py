@@ -53,6 +53,9 @@ class Tier(Protocol):
     def rescan(self) -> None:
         """Begins to count what is in it. Raises TierError."""
 
+    def scrub(self) -> None:
+        """Begins to check what is in it. Raises TierError."""
+
 
 class Engine(Protocol):
     """The part of the running engine that resources use."""

@@ -7,10 +7,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final
 
-from engine import L2Settings, PrefetchSettings
+from engine import MIB, L2Settings, PrefetchSettings, ScrubSettings
 from service.problems import SettingPath
 from service.schema import Schema, defaults, variant
-from service.sizes import parse_size
+from service.sizes import is_size, parse_size
 
 _OF_THE_TIER: Final = (
     "type",
@@ -21,7 +21,10 @@ _OF_THE_TIER: Final = (
     "prefetch",
     "required",
     "threads",
+    "scrub",
 )
+_SECTIONS: Final = ("prefetch", "scrub")
+"""Those of them that have settings of their own."""
 _SIZES: Final = ("capacity", "keep_free", "segment", "local_buffer")
 """Settings of adapters that are written with a unit."""
 _PATHS: Final = ("path", "tls_ca")
@@ -36,16 +39,16 @@ Report = Callable[[SettingPath, str], None]
 def with_defaults(schema: Schema, entry: dict[str, Any]) -> dict[str, Any]:
     """An entry of `l2` that the schema allows, with every setting that its type has."""
     items = schema["properties"]["l2"]["items"]
-    common = {name: part for name, part in items["properties"].items() if name not in ("type", "prefetch")}
+    common = {name: part for name, part in items["properties"].items() if name not in ("type", *_SECTIONS)}
     own = variant(items, entry)["properties"]
     filled = {name: part["default"] for name, part in {**common, **own}.items() if "default" in part}
-    prefetch = {**defaults(items["properties"]["prefetch"]), **entry.get("prefetch", {})}
-    return {"type": entry["type"], **filled, **entry, "prefetch": prefetch, "name": entry.get("name") or entry["type"]}
+    sections = {name: {**defaults(items["properties"][name]), **entry.get(name, {})} for name in _SECTIONS}
+    return {"type": entry["type"], **filled, **entry, **sections, "name": entry.get("name") or entry["type"]}
 
 
 def check_l2(schema: Schema, entries: Any, report: Report) -> None:
     """What the schema cannot say, with the path and what is wrong there: names are given once, a Valkey has one
-    address, and the client libraries are installed."""
+    address, a scrub ends some day, and the client libraries are installed."""
     items = schema["properties"]["l2"]["items"]
     names: dict[str, int] = {}
     for index, entry in enumerate(entries if isinstance(entries, list) else []):
@@ -61,6 +64,8 @@ def check_l2(schema: Schema, entries: Any, report: Report) -> None:
             report(("l2", index, "type"), f"needs the package {package}: pip install 'kvkeep[{entry['type']}]'")
         if entry.get("type") == "valkey" and bool(entry.get("url")) == bool(entry.get("nodes")):
             report(("l2", index, "type"), "needs either url, for a single server, or nodes, for a cluster")
+        if _is_slow(entry.get("scrub")):
+            report(("l2", index, "scrub", "rate"), "must be at least 1MiB")
 
 
 def l2_settings(entry: dict[str, Any], folder: Path) -> L2Settings:
@@ -78,7 +83,13 @@ def l2_settings(entry: dict[str, Any], folder: Path) -> L2Settings:
         prefetch=PrefetchSettings(**entry["prefetch"]),
         required=entry["required"],
         threads=entry["threads"],
+        scrub=ScrubSettings(**{**entry["scrub"], "rate": parse_size(entry["scrub"]["rate"])}),
     )
+
+
+def _is_slow(scrub: Any) -> bool:
+    rate = scrub.get("rate") if isinstance(scrub, dict) else None
+    return isinstance(rate, str) and is_size(rate) and parse_size(rate) < MIB
 
 
 def _option(name: str, value: Any, folder: Path) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from engine import L2Report, TierReport
+from engine import L2Report, ScrubReport, TierReport
 
 
 def tier_body(report: L2Report) -> dict[str, Any]:
@@ -39,6 +39,21 @@ def tier_body(report: L2Report) -> dict[str, Any]:
         "retries": tier.retries,
         "work": tier.work,
         "work_done": tier.work_done,
+        "scrub": _scrub_body(tier.scrub),
+    }
+
+
+def _scrub_body(scrub: ScrubReport) -> dict[str, Any]:
+    return {
+        "is_running": scrub.is_running,
+        "held_by": scrub.held_by,
+        "begun_age_seconds": scrub.begun_age_seconds,
+        "ended_age_seconds": scrub.ended_age_seconds,
+        "passes": scrub.passes,
+        "objects": scrub.latest.objects,
+        "bytes": scrub.latest.bytes,
+        "damaged": scrub.latest.damaged,
+        "skipped": scrub.latest.skipped,
     }
 
 

@@ -98,6 +98,12 @@ class L2Adapter(ABC):
                 filled(buffer)
         return size
 
+    def inspect(self, name: str, buffers: Sequence[memoryview], filled: Callable[[memoryview], object]) -> int:
+        """`read_pieces` for who looks whether objects are still what was written: it is no use of the object for an
+        adapter that evicts what was not used for long, and the bytes are those of the storage itself rather than of a
+        cache before it, where the adapter has the choice."""
+        return self.read_pieces(name, buffers, filled)
+
     @abstractmethod
     def write(self, name: str, buffers: Sequence[memoryview]) -> None:
         """Stores the bytes of all buffers, one after the other, as one object. It is seen whole or not at all, also

@@ -30,6 +30,7 @@ HEADER_BYTES: Final = 4096
 _MAGIC: Final = b"KVKEEP\0\x01"
 _FIELDS: Final = Struct("<8sQ16sH")
 _DIGEST_BYTES: Final = 16
+_Identity = tuple[bytes, str, int, int, bytes, str]
 _IDENTITY_LIMIT: Final = HEADER_BYTES - _FIELDS.size - _DIGEST_BYTES
 
 
@@ -77,18 +78,44 @@ class PayloadHash:
 
 def check(key: bytes, namespace: Namespace, header: memoryview, payload: PayloadHash) -> None:
     """Raises EnvelopeError unless this is the object of that key, every byte as it was sealed."""
+    _check(_identity(key, namespace), header, payload)
+
+
+def check_named(key: bytes, header: memoryview, payload: PayloadHash) -> None:
+    """The same for who knows the key alone: what the header says of model, layout and the rest has to fit it.
+
+    A `check` with any namespace that has this key then finds the same.
+    """
+    _, _, identity = _opened(header)
+    try:
+        named, model_name, world_size, shard, fingerprint, cache_salt = msgspec.msgpack.decode(identity, type=_Identity)
+        namespace = Namespace(model_name, world_size, shard, fingerprint, cache_salt)
+    except (msgspec.MsgspecError, UnicodeError, OverflowError):
+        raise EnvelopeError("the header names no object") from None
+    if named != key or not key.startswith(namespace.prefix):
+        raise EnvelopeError("it is the object of another key")
+    _check(_identity(key, namespace), header, payload)
+
+
+def _check(identity: bytes, header: memoryview, payload: PayloadHash) -> None:
+    length, sealed, found = _opened(header)
+    if found != identity:
+        raise EnvelopeError("it is the object of another key, model or layout")
+    if length != payload.size:
+        raise EnvelopeError(f"the payload has {length} bytes instead of {payload.size}")
+    if sealed != payload.digest():
+        raise EnvelopeError("the payload is damaged")
+
+
+def _opened(header: memoryview) -> tuple[int, bytes, bytes]:
+    """Length and hash of the payload, and the identity, of a header that is as it was sealed. Raises EnvelopeError."""
     front = bytes(header[:-_DIGEST_BYTES])
     if checksum(front) != header[-_DIGEST_BYTES:]:
         raise EnvelopeError("the header is damaged")
     magic, length, sealed, identity_length = _FIELDS.unpack_from(front)
     if magic != _MAGIC:
         raise EnvelopeError("the header is of another format")
-    if front[_FIELDS.size : _FIELDS.size + identity_length] != _identity(key, namespace):
-        raise EnvelopeError("it is the object of another key, model or layout")
-    if length != payload.size:
-        raise EnvelopeError(f"the payload has {length} bytes instead of {payload.size}")
-    if sealed != payload.digest():
-        raise EnvelopeError("the payload is damaged")
+    return length, sealed, front[_FIELDS.size : _FIELDS.size + identity_length]
 
 
 def _identity(key: bytes, namespace: Namespace) -> bytes:

@@ -101,16 +101,11 @@ class Adapter(L2Adapter):
         return self.read_pieces(name, buffers, lambda piece: None)
 
     def read_pieces(self, name: str, buffers: Sequence[memoryview], filled: Callable[[memoryview], object]) -> int:
-        with self._errors("reading from"), self._opened(name) as descriptor:
-            status = os.fstat(descriptor)
-            if not S_ISREG(status.st_mode):
-                raise AbsentError(f"{name} is no file")
-            self._renew_stamp(descriptor, status)
-            if status.st_size != size_of(buffers):
-                return status.st_size
-            if self._direct and are_pages(buffers):
-                make_direct(descriptor)
-            return read_all(descriptor, buffers, filled)
+        return self._read(name, buffers, filled, is_use=True)
+
+    def inspect(self, name: str, buffers: Sequence[memoryview], filled: Callable[[memoryview], object]) -> int:
+        """NOTE: Past the page cache, which may have the right bytes still, and has better things to keep."""
+        return self._read(name, buffers, filled, is_use=False)
 
     def write(self, name: str, buffers: Sequence[memoryview]) -> None:
         deadline = self._deadline()
@@ -142,6 +137,21 @@ class Adapter(L2Adapter):
             return Usage(ledger.total.objects, ledger.total.bytes)
 
     # Reading
+
+    def _read(
+        self, name: str, buffers: Sequence[memoryview], filled: Callable[[memoryview], object], *, is_use: bool
+    ) -> int:
+        with self._errors("reading from"), self._opened(name) as descriptor:
+            status = os.fstat(descriptor)
+            if not S_ISREG(status.st_mode):
+                raise AbsentError(f"{name} is no file")
+            if is_use:
+                self._renew_stamp(descriptor, status)
+            if status.st_size != size_of(buffers):
+                return status.st_size
+            if (self._direct or not is_use) and are_pages(buffers):
+                make_direct(descriptor)
+            return read_all(descriptor, buffers, filled)
 
     def _has(self, name: str) -> bool:
         try:

@@ -61,7 +61,8 @@ class TierGroup:
             for each in settings:
                 present = self._tiers.get(each.name)
                 if present is None or not _is_same(present.settings, each):
-                    present = L2Tier(each, self._make(each), self._arena, self._post, self._clock)
+                    former, present = present, L2Tier(each, self._make(each), self._arena, self._post, self._clock)
+                    present.is_paused = former is not None and former.is_paused and _is_kept(former.settings, each)
                     present.start()
                     made.append(present)
                 tiers[each.name] = present
@@ -111,7 +112,7 @@ class TierGroup:
 
 
 def _is_same(present: L2Settings, new: L2Settings) -> bool:
-    """Whether adapter and threads can stay; what else differs is the engine's business."""
+    """Whether adapter and threads can stay; what else differs is the engine's business, or changes while they run."""
     kept = replace(
         present,
         store_policy=new.store_policy,
@@ -119,8 +120,14 @@ def _is_same(present: L2Settings, new: L2Settings) -> bool:
         promote=new.promote,
         prefetch=new.prefetch,
         required=new.required,
+        scrub=new.scrub,
     )
     return kept == new
+
+
+def _is_kept(former: L2Settings, new: L2Settings) -> bool:
+    """Whether the engine takes it for the same tier, which stays paused if it was."""
+    return (former.type, former.options) == (new.type, new.options)
 
 
 def _unavailable(effect: TierEffect, now: float) -> Event:

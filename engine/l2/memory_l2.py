@@ -6,7 +6,7 @@ What an adapter is, is said in `base.py`; `AdapterSuite` in the tests checks it.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from threading import Lock
 
 from engine.l2.base import AbsentError, FullError, L2Adapter, Stored, Usage
@@ -35,13 +35,19 @@ class Adapter(L2Adapter):
             return [name in self._objects for name in names]
 
     def read_into(self, name: str, buffers: Sequence[memoryview]) -> int:
-        content = memoryview(self._use(name))
-        start = 0
-        for buffer in buffers:
-            part = content[start : start + len(buffer)]
-            buffer[: len(part)] = part
-            start += len(part)
-        return len(content)
+        with self._lock:
+            content = self._present(name)
+            self._objects.move_to_end(name)
+        return _copy(content, buffers)
+
+    def inspect(self, name: str, buffers: Sequence[memoryview], filled: Callable[[memoryview], object]) -> int:
+        with self._lock:
+            content = self._present(name)
+        size = _copy(content, buffers)
+        if size == sum(map(len, buffers)):
+            for buffer in buffers:
+                filled(buffer)
+        return size
 
     def write(self, name: str, buffers: Sequence[memoryview]) -> None:
         content = b"".join(buffers)
@@ -67,13 +73,11 @@ class Adapter(L2Adapter):
         with self._lock:
             return Usage(len(self._objects), self._bytes)
 
-    def _use(self, name: str) -> bytes:
-        """The object, which is now the most recently used. Raises AbsentError."""
-        with self._lock:
-            if name not in self._objects:
-                raise AbsentError(f"there is no object {name}")
-            self._objects.move_to_end(name)
-            return self._objects[name]
+    def _present(self, name: str) -> bytes:
+        """The object. Raises AbsentError. Under the lock."""
+        if name not in self._objects:
+            raise AbsentError(f"there is no object {name}")
+        return self._objects[name]
 
     def _evict_for(self, size: int) -> None:
         """Makes room for `size` more bytes, which are no more than the capacity. Under the lock."""
@@ -83,3 +87,13 @@ class Adapter(L2Adapter):
     def _remove(self, name: str) -> None:
         """Under the lock."""
         self._bytes -= len(self._objects.pop(name, b""))
+
+
+def _copy(content: bytes, buffers: Sequence[memoryview]) -> int:
+    """Fills the buffers as far as it goes; returns the size of the content."""
+    start = 0
+    for buffer in buffers:
+        part = memoryview(content)[start : start + len(buffer)]
+        buffer[: len(part)] = part
+        start += len(part)
+    return len(content)

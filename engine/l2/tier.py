@@ -22,9 +22,10 @@ from engine.l2.breaker import Breaker
 from engine.l2.envelope import HEADER_BYTES
 from engine.l2.metering import Metering
 from engine.l2.objects import Bench, FindTask, LoadTask, Quarantine, SaveTask, object_name
+from engine.l2.scrubber import Scrubber
 from engine.l2.tasks import STALE_SECONDS, Call, Lane, Probe, Task
 from engine.settings import L2Settings
-from engine.status import TierOutcome, TierReport, TierState
+from engine.status import ScrubHold, ScrubReport, TierOutcome, TierReport, TierState
 
 logger = logging.getLogger(__name__)
 
@@ -107,7 +108,9 @@ class L2Tier:
     ) -> None:
         """`arena`: the bytes of L1, writable. `post` takes the answers, from the tier's threads."""
         self.settings = settings
-        """Replaced when a reload changes what is no business of the threads."""
+        """Replaced when a reload changes what is no business of the threads, or can change while they run."""
+        self.is_paused = False
+        """An operator wants nothing to be asked of it. What the engine asks is the engine's business."""
         self._adapter = adapter
         self._arena = arena
         self._clock = clock
@@ -131,7 +134,10 @@ class L2Tier:
         readers, writers = settings.threads, max(1, settings.threads // 2)
         self._headers = mmap.mmap(-1, HEADER_BYTES * (readers + writers))
         headers = memoryview(self._headers)
+        self._scrubber = Scrubber(self._bench, lambda: self.settings.scrub, self._hold)
         self._threads = [threading.Thread(target=self._keep, name=f"l2-{settings.name}-keeper")]
+        scrub = threading.Thread(target=self._scrubber.run, args=(adapter,), name=f"l2-{settings.name}-scrubber")
+        self._threads.append(scrub)
         for index in range(readers + writers):
             side, kind = (self._reading, f"r{index}") if index < readers else (self._writing, f"w{index - readers}")
             header = headers[index * HEADER_BYTES : (index + 1) * HEADER_BYTES]
@@ -190,6 +196,11 @@ class L2Tier:
         """Begins to count what is stored. Raises TierError while an operator's other work is under way."""
         self._begin_work("rescan", self._rescan)
 
+    def scrub(self) -> None:
+        """Begins to check everything that is stored. Raises TierError while that is under way."""
+        self._check_open()
+        self._scrubber.begin()
+
     def problem(self) -> str | None:
         """Why the tier does not work as it should; None if it does."""
         if not self._opened.is_set():
@@ -205,17 +216,18 @@ class L2Tier:
         problem = self.problem()
         reading, writing = self._reading, self._writing
         waiting = (len(reading.lane) + reading.working, len(writing.lane) + writing.working)
-        state = self._state(problem)
-        seen = (state, problem, waiting, self._metering.version, self._usage, self._work, self._work_done)
+        state, scrub = self._state(problem), self._scrubber.report()
+        seen = (state, problem, waiting, self._metering.version, self._usage, self._work, self._work_done, scrub)
         if self._report is None or self._report[0] != seen:
             with self._metering.lock:
-                self._report = (seen, self._new_report(state, problem, *waiting))
+                self._report = (seen, self._new_report(state, problem, scrub, *waiting))
         return self._report[1]
 
     def stop(self, timeout: float) -> list[str]:
         """Ends the threads; returns the names of those that do not end in so many seconds."""
         self._stop.set()
         self._wake.set()
+        self._scrubber.stop()
         for side in (self._reading, self._writing):
             for task in side.lane.close():
                 task.give_up("unavailable")
@@ -301,7 +313,7 @@ class L2Tier:
         wait = _FIRST_OPEN_WAIT
         while not self._stop.is_set():
             try:
-                self._adapter.open([self._arena, memoryview(self._headers)])
+                self._adapter.open([self._arena, memoryview(self._headers), self._scrubber.memory])
             except Exception as error:
                 if str(error) != self._open_problem:
                     logger.warning("L2 %s cannot be opened: %s", self.settings.name, error or repr(error))
@@ -326,9 +338,21 @@ class L2Tier:
         except Exception:
             logger.exception("a defect: L2 %s could not tell what is stored", self.settings.name)
 
-    def _begin_work(self, name: str, action: Callable[[L2Adapter], None]) -> None:
+    def _hold(self) -> ScrubHold | None:
+        """Why a scrub may not read anything now."""
+        if self.is_paused:
+            return "pause"
+        if not self._opened.is_set() or self._reading.is_failing:
+            return "storage"
+        return "loads" if len(self._reading.lane) else None
+
+    def _check_open(self) -> None:
+        """Raises TierError."""
         if not self._opened.is_set():
             raise TierError(f"the tier {self.settings.name} is not open: {self._open_problem}")
+
+    def _begin_work(self, name: str, action: Callable[[L2Adapter], None]) -> None:
+        self._check_open()
         with self._ordering:
             if self._work is not None:
                 raise TierError(f"the tier {self.settings.name} is busy with a {self._work}; wait until that has ended")
@@ -378,7 +402,9 @@ class L2Tier:
                 return
         self._usage = adapter.used() or Usage(self._work_done, size)
 
-    def _new_report(self, state: TierState, problem: str | None, waiting_loads: int, waiting_saves: int) -> TierReport:
+    def _new_report(
+        self, state: TierState, problem: str | None, scrub: ScrubReport, waiting_loads: int, waiting_saves: int
+    ) -> TierReport:
         metering, usage = self._metering, self._usage
         return TierReport(
             name=self.settings.name,
@@ -400,6 +426,7 @@ class L2Tier:
             retries=metering.retries,
             work=self._work,
             work_done=self._work_done,
+            scrub=scrub,
         )
 
     def _state(self, problem: str | None) -> TierState:

@@ -41,6 +41,11 @@ _GAUGES: Final[tuple[tuple[str, str, Number], ...]] = (
         "Objects in a tier of L2, of all servers that share it; 0 where the storage does not tell.",
         lambda each: each.tier.used_objects,
     ),
+    (
+        "kvkeep_l2_scrub_running",
+        "1 while all objects of a tier of L2 are being checked.",
+        lambda each: each.tier.scrub.is_running,
+    ),
 )
 
 _COUNTERS: Final[tuple[tuple[str, str, Number], ...]] = (
@@ -70,6 +75,31 @@ _COUNTERS: Final[tuple[tuple[str, str, Number], ...]] = (
         "kvkeep_l2_retries_total",
         "Calls that were made again since the storage of a tier of L2 had failed.",
         lambda each: each.tier.retries,
+    ),
+    (
+        "kvkeep_l2_scrubs_total",
+        "Times that all objects of a tier of L2 were checked.",
+        lambda each: each.tier.scrub.passes,
+    ),
+    (
+        "kvkeep_l2_scrubbed_objects_total",
+        "Objects in a tier of L2 that were checked without anybody wanting them.",
+        lambda each: each.tier.scrub.total.objects,
+    ),
+    (
+        "kvkeep_l2_scrubbed_bytes_total",
+        "Bytes that were read for that.",
+        lambda each: each.tier.scrub.total.bytes,
+    ),
+    (
+        "kvkeep_l2_scrub_damaged_objects_total",
+        "Of the objects checked, those that are not what was stored.",
+        lambda each: each.tier.scrub.total.damaged,
+    ),
+    (
+        "kvkeep_l2_scrub_skipped_objects_total",
+        "Objects in a tier of L2 that could not be checked.",
+        lambda each: each.tier.scrub.total.skipped,
     ),
 )
 

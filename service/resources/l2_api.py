@@ -96,6 +96,18 @@ class L2TierRescan:
         _begin(self._context, resp, name, "rescan", lambda tier: tier.rescan())
 
 
+class L2TierScrub:
+    """A tier that is checked."""
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+
+    @operation("scrubL2Tier", 202, 404, 409, 503)
+    def on_post(self, req: falcon.Request, resp: falcon.Response, name: str) -> None:
+        """Begins to check everything in it."""
+        _begin(self._context, resp, name, "scrub", lambda tier: tier.scrub())
+
+
 def _switch(context: Context, name: str, *, paused: bool) -> JsonObject:
     with context.running() as engine:
         _tier(engine, name)
@@ -132,4 +144,5 @@ def routes(context: Context) -> list[tuple[str, Any]]:
         ("/api/l2/{name}/resume", L2TierResume(context)),
         ("/api/l2/{name}/clear", L2TierClear(context)),
         ("/api/l2/{name}/rescan", L2TierRescan(context)),
+        ("/api/l2/{name}/scrub", L2TierScrub(context)),
     ]

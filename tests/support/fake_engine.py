@@ -56,6 +56,8 @@ from engine import (
     QuotaReports,
     RecordingError,
     RecordingReport,
+    ScrubCounts,
+    ScrubReport,
     SessionPage,
     SessionReport,
     SetQuota,
@@ -226,6 +228,15 @@ NVME = L2Report(
         retries=83,
         work="rescan",
         work_done=17,
+        scrub=ScrubReport(
+            is_running=True,
+            held_by="loads",
+            begun_age_seconds=90,
+            ended_age_seconds=604_890,
+            passes=2,
+            latest=ScrubCounts(31, 31 << 25, 1, 4),
+            total=ScrubCounts(127, 127 << 25, 3, 5),
+        ),
     ),
 )
 _FAR = empty_tier(TIERS[1])
@@ -479,6 +490,10 @@ class FakeTier:
     def rescan(self) -> None:
         """Notes it."""
         self._begin("rescan")
+
+    def scrub(self) -> None:
+        """Notes it."""
+        self._begin("scrub")
 
     def _begin(self, work: str) -> None:
         if self._refusal is not None:

@@ -9,7 +9,7 @@ import pytest
 
 from engine import L2Settings
 from engine.commands import ClearAll, ConfigureTiers, DeleteObjects, Drain, PauseTier
-from engine.events import Save, TierCleared
+from engine.events import Save, TierCleared, TierDamaged
 from engine.hashing import hash_tokens
 from engine.status import L2Report, TierReport
 from engine.wire import messages as m
@@ -474,3 +474,43 @@ class TestChanges:
         driver.tell(ConfigureTiers((tier(),)))
         driver.store(tokens(2))
         assert len(saving(driver)) == 1
+
+
+class TestDamage:
+    """A tier has found that what it has of an object is not what was saved."""
+
+    def test_what_l1_has_is_saved_there_anew_and_nothing_else_is(self) -> None:
+        driver = driver_with(tier(name="other"), tier())
+        driver.store(tokens(1, 2))
+        driver.work_in_l2()
+        one, _ = driver.cache._entries
+        driver.handle(TierDamaged(driver.now, "t", one))
+        assert saving(driver) == [("t", one)]
+        driver.work_in_l2()
+        assert_nothing_is_held(driver)
+
+    def test_what_is_being_saved_is_not_saved_twice(self) -> None:
+        driver = driver_with(tier())
+        driver.store(tokens(1))
+        [(_, one)] = saving(driver)
+        driver.handle(TierDamaged(driver.now, "t", one))
+        assert saving(driver) == [("t", one)]
+
+    def test_into_a_paused_tier_nothing_is_saved_until_it_is_used_again(self) -> None:
+        driver = driver_with(tier("selective", selective_uses=1))
+        driver.store(tokens(1))
+        driver.lookup(tokens(1))
+        driver.work_in_l2()
+        [one] = driver.cache._entries
+        driver.tell(PauseTier("t", True))
+        driver.handle(TierDamaged(driver.now, "t", one))
+        assert saving(driver) == []
+        driver.tell(PauseTier("t", False))
+        driver.lookup(tokens(1))
+        assert saving(driver) == [("t", one)]
+
+    @pytest.mark.parametrize("name", ["t", "gone"])
+    def test_where_l1_has_not_got_it_or_the_tier_is_gone_nothing_happens(self, name: str) -> None:
+        driver = driver_with(tier())
+        driver.handle(TierDamaged(driver.now, name, b"k" * 48))
+        assert saving(driver) == []

@@ -55,7 +55,8 @@ def test_a_tier_that_was_just_detached_is_shown_as_it_was() -> None:
 
 
 @pytest.mark.parametrize(
-    ("method", "path"), [("GET", ""), *(("POST", path) for path in ("/pause", "/resume", "/clear", "/rescan"))]
+    ("method", "path"),
+    [("GET", ""), *(("POST", path) for path in ("/pause", "/resume", "/clear", "/rescan", "/scrub"))],
 )
 def test_an_unknown_tier_is_told_with_those_that_there_are(method: str, path: str) -> None:
     engine = FakeEngine()
@@ -78,7 +79,7 @@ def test_it_is_paused_and_resumed() -> None:
         assert engine.paused == {"nvme": paused}
 
 
-@pytest.mark.parametrize("work", ["clear", "rescan"])
+@pytest.mark.parametrize("work", ["clear", "rescan", "scrub"])
 def test_work_is_begun_and_says_on_how_much(work: str) -> None:
     engine = Remembering()
     answer = client(engine).simulate_post(f"/api/l2/nvme/{work}")
@@ -92,7 +93,7 @@ def test_where_the_storage_does_not_tell_nothing_is_claimed() -> None:
     assert answer.json == {"tier": "far", "work": "clear", "objects": None, "bytes": None}
 
 
-@pytest.mark.parametrize("work", ["clear", "rescan"])
+@pytest.mark.parametrize("work", ["clear", "rescan", "scrub"])
 def test_one_work_at_a_time(work: str) -> None:
     answer = client(UnsureEngine()).simulate_post(f"/api/l2/nvme/{work}")
     assert (answer.status_code, answer.headers["content-type"]) == (409, "application/problem+json")

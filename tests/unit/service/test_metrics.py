@@ -119,6 +119,13 @@ TRUE_FROM_THE_START = ("kvkeep_config_reload_success", "kvkeep_config_last_reloa
         ("kvkeep_l2_dropped_saves_total", {"tier": "nvme"}, 72),
         ("kvkeep_l2_unsaved_evictions_total", {"tier": "nvme"}, 73),
         ("kvkeep_l2_retries_total", {"tier": "nvme"}, 83),
+        ("kvkeep_l2_scrub_running", {"tier": "nvme"}, 1),
+        ("kvkeep_l2_scrub_running", {"tier": "far"}, 0),
+        ("kvkeep_l2_scrubs_total", {"tier": "nvme"}, 2),
+        ("kvkeep_l2_scrubbed_objects_total", {"tier": "nvme"}, 127),
+        ("kvkeep_l2_scrubbed_bytes_total", {"tier": "nvme"}, 127 << 25),
+        ("kvkeep_l2_scrub_damaged_objects_total", {"tier": "nvme"}, 3),
+        ("kvkeep_l2_scrub_skipped_objects_total", {"tier": "nvme"}, 5),
         ("lmcache_mp_active_prefetch_jobs", {}, 1),
     ],
 )

@@ -16,6 +16,7 @@ from engine import (
     PrefetchSettings,
     QuotaSettings,
     RecordingSettings,
+    ScrubSettings,
     TenantQuota,
     l2_types,
 )
@@ -100,15 +101,15 @@ def test_a_tier_is_what_its_entry_says_and_its_types_defaults(load, tmp_path: Pa
         """
         l2:
           - {type: filesystem, name: nvme, path: kv, capacity: 2GiB, store_policy: write_back, required: true,
-             threads: 2, prefetch: {mode: wait, cap_ms: 100}}
+             threads: 2, prefetch: {mode: wait, cap_ms: 100}, scrub: {enabled: true, rate: 1GiB}}
           - {type: memory}
         """
     ).engine.l2
     options = {"path": str(tmp_path / "kv"), "capacity": 2 * GIB, "keep_free": GIB, "fsync": False, "direct": False}
     assert {name: disk.options[name] for name in options} == options
-    prefetch = PrefetchSettings("wait", cap_ms=100)
+    prefetch, scrub = PrefetchSettings("wait", cap_ms=100), ScrubSettings(True, 168, GIB)
     assert replace(disk, options={}) == L2Settings(
-        "filesystem", "nvme", store_policy="write_back", prefetch=prefetch, required=True, threads=2
+        "filesystem", "nvme", store_policy="write_back", prefetch=prefetch, required=True, threads=2, scrub=scrub
     )
     assert memory == L2Settings("memory", "memory", {"capacity": None})
 
@@ -189,6 +190,11 @@ def test_the_origin_of_a_value_in_the_file_is_its_line(load, tmp_path: Path) -> 
         (
             "l2: [{type: memory, prefetch: {mod: wait}}]",
             'f.yaml:1: l2[0].prefetch.mod = wait: unknown key, did you mean "mode"?',
+        ),
+        ("l2: [{type: memory, scrub: {rate: 1KiB}}]", "f.yaml:1: l2[0].scrub.rate = 1KiB: must be at least 1MiB"),
+        (
+            "l2: [{type: memory, scrub: {every_hours: 0}}]",
+            "f.yaml:1: l2[0].scrub.every_hours = 0: must be at least 0.001",
         ),
         ("l2: [{path: /x}]", "f.yaml:1: l2[0] = a mapping: needs the key type"),
         (

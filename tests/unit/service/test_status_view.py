@@ -86,6 +86,17 @@ def test_a_tier_shows_everything_of_its_report() -> None:
         "retries": 83,
         "work": "rescan",
         "work_done": 17,
+        "scrub": {
+            "is_running": True,
+            "held_by": "loads",
+            "begun_age_seconds": 90,
+            "ended_age_seconds": 604_890,
+            "passes": 2,
+            "objects": 31,
+            "bytes": 31 << 25,
+            "damaged": 1,
+            "skipped": 4,
+        },
     }
 
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import struct
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec import msgpack
+from xxhash import xxh3_128_digest
 
 from engine.keys import Namespace
-from engine.l2.envelope import HEADER_BYTES, EnvelopeError, PayloadHash, check, seal
+from engine.l2.envelope import HEADER_BYTES, EnvelopeError, PayloadHash, check, check_named, seal
 
 SPACE = Namespace("a model", 2, 1, b"f" * 16, "a salt")
 KEY = SPACE.prefix + b"h" * 32
@@ -115,3 +119,56 @@ def test_names_that_do_not_fit_are_refused_and_nothing_is_written() -> None:
     with pytest.raises(EnvelopeError, match="names of model and salt take 4"):
         seal(KEY, Namespace("m" * 4000, 2, 1, b"f" * 16, ""), memoryview(b"x"), memoryview(header))
     assert header.startswith(b"beforebefore")
+
+
+class TestByKeyAlone:
+    """`check_named`, which is told no namespace."""
+
+    def test_what_was_sealed_is_whole(self) -> None:
+        self.named(sealed(b"payload"))
+
+    def test_any_flipped_bit_of_any_byte_is_refused(self) -> None:
+        content = sealed(bytes(range(200)))
+        for place in range(len(content)):
+            content[place] ^= 1 << place % 8
+            with pytest.raises(EnvelopeError):
+                self.named(content)
+            content[place] ^= 1 << place % 8
+        self.named(content)
+
+    @pytest.mark.parametrize(
+        "key", [SPACE.prefix + b"i" * 32, Namespace("b", 2, 1, b"f" * 16, "a salt").prefix + b"h" * 32]
+    )
+    def test_the_object_of_another_key_is_refused(self, key: bytes) -> None:
+        with pytest.raises(EnvelopeError, match="another key"):
+            self.named(sealed(b"payload"), key)
+
+    def test_a_key_that_its_own_header_contradicts_is_refused(self) -> None:
+        other = Namespace("b", 2, 1, b"f" * 16, "a salt")
+        with pytest.raises(EnvelopeError, match="another key"):
+            self.named(sealed(b"payload", KEY, other))
+
+    @pytest.mark.parametrize("identity", [b"", b"\xc1", b"\x90", msgpack.encode((KEY, "m", 2, 1, b"f", "s", "more"))])
+    def test_a_header_that_was_sealed_over_nonsense_is_refused(self, identity: bytes) -> None:
+        with pytest.raises(EnvelopeError, match="names no object"):
+            self.named(self.forged(identity))
+
+    def test_a_header_that_says_the_same_in_other_bytes_is_refused_as_a_load_would(self) -> None:
+        true = msgpack.encode((KEY, "a model", 2, 1, b"f" * 16, "a salt"))
+        self.named(self.forged(true))
+        longer = true.replace(b"\xa7a model", b"\xd9\x07a model")
+        with pytest.raises(EnvelopeError, match="another key"):
+            self.named(self.forged(longer))
+
+    @staticmethod
+    def named(content: bytes | bytearray, key: bytes = KEY) -> None:
+        payload = PayloadHash()
+        payload.add(memoryview(content))
+        check_named(key, memoryview(content)[:HEADER_BYTES], payload)
+
+    @staticmethod
+    def forged(identity: bytes) -> bytes:
+        """A header with right hashes around any identity, and no payload."""
+        front = struct.pack("<8sQ16sH", b"KVKEEP\0\x01", 0, xxh3_128_digest(b""), len(identity)) + identity
+        front = front.ljust(HEADER_BYTES - 16, b"\0")
+        return front + xxh3_128_digest(front)

@@ -18,7 +18,7 @@ from engine.l2.base import L2Adapter
 from engine.l2.faults import FaultyAdapter
 from engine.l2.group import TierGroup
 from engine.l2.tasks import STALE_SECONDS
-from engine.settings import L2Settings, PrefetchSettings
+from engine.settings import L2Settings, PrefetchSettings, ScrubSettings
 from tests.support.polling import until
 from tests.unit.engine.l2.tiers import DOWN, SIZE, SPACE, Held, key
 from tests.unit.engine.support import FakeClock
@@ -125,6 +125,7 @@ def test_a_tier_that_stays_the_same_goes_on(made: Fixture) -> None:
         {"promote": False},
         {"prefetch": PrefetchSettings("wait")},
         {"required": True},
+        {"scrub": ScrubSettings(enabled=True)},
     ],
     ids=str,
 )
