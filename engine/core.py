@@ -24,6 +24,7 @@ from engine.events import (
     Found,
     Loaded,
     MapEnded,
+    Probed,
     Reply,
     RequestArrived,
     Saved,
@@ -131,7 +132,7 @@ class Engine:
             case CopyEnded():
                 return self._copies.ended(event.now, event.job_id, event.problem)
             case MapEnded():
-                return self._registration.map_ended(event.mapping_id, event.problem)
+                return self._registration.map_ended(event.now, event.mapping_id, event.problem)
             case UnmapEnded():
                 return self._registration.unmap_ended(event.mapping_id)
             case TransfersEnded():
@@ -139,7 +140,8 @@ class Engine:
                 failed = self._copies.fail_all(event.now, event.problem)
                 discarding = self._tuning.transfers_ended(event.now, event.problem)
                 waiting = self._lookups.answer_all()
-                return [*failed, *waiting, *discarding, *self._registration.transfers_ended(event.problem)]
+                broken = self._registration.transfers_ended(event.now, event.problem)
+                return [*failed, *waiting, *discarding, *broken]
             case CommandAsked():
                 return self._command(event)
             case Continued():
@@ -157,6 +159,8 @@ class Engine:
                 return []
             case Due():
                 return []
+            case Probed():
+                return self._registration.probed(event)
             case Tick():
                 return self._tick(event.now)
 
@@ -296,7 +300,7 @@ class Engine:
         self._lookups.expire(now, liveness)
         self._lending.expire(now, liveness.reservation_ttl)
         self._pins.tick(now)
-        return [*self._registration.expire(now), *self._jobs.proceed(now), *self._saves.write_back()]
+        return [*self._registration.tick(now), *self._jobs.proceed(now), *self._saves.write_back()]
 
     def _lookup_report(self, seconds: HistogramReport) -> LookupReport:
         found = self._lookups

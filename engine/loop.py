@@ -30,6 +30,8 @@ from engine.events import (
     Find,
     Load,
     Map,
+    Probe,
+    Probed,
     Reply,
     RequestArrived,
     Save,
@@ -225,6 +227,9 @@ class EngineLoop:
                     self._answer(effect)
                 case Continue():
                     self._mailbox.post(Continued(self._clock()))
+                case Probe():
+                    connected = self._router.reaches(effect.client)
+                    self._mailbox.post(Probed(self._clock(), effect.instance_id, effect.client, connected))
                 case Warn():
                     self._router.warn(effect.text)
 
