@@ -203,7 +203,11 @@ def test_a_connection_that_carries_nothing_any_more_is_noticed_by_heartbeats(
     with closing(Router(context, "127.0.0.1", 0, lambda text: None)) as router:
         port = int(router.endpoint.rpartition(":")[2])
         with socket.create_connection(("127.0.0.1", port)) as peer:
-            peer.sendall(GREETING + READY + NOOP)
+            peer.sendall(GREETING + READY)
+            greeted = b""
+            while b"ROUTER" not in greeted:
+                greeted += peer.recv(1000)
+            peer.sendall(NOOP)
             [incoming] = receive(router)
             assert router.reaches(incoming.to.client)
             until(lambda: not router.reaches(incoming.to.client), "the connection is cut")
