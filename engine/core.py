@@ -25,6 +25,7 @@ from engine.events import (
     Found,
     Loaded,
     MapEnded,
+    Probed,
     Reply,
     RequestArrived,
     Saved,
@@ -138,7 +139,7 @@ class Engine:
             case CopyEnded():
                 return self._copies.ended(event)
             case MapEnded():
-                return self._registration.map_ended(event.mapping_id, event.problem)
+                return self._registration.map_ended(event.now, event.mapping_id, event.problem)
             case UnmapEnded():
                 return self._registration.unmap_ended(event.mapping_id)
             case TransfersEnded():
@@ -146,7 +147,8 @@ class Engine:
                 failed = self._copies.fail_all(event.now, event.problem)
                 discarding = self._tuning.transfers_ended(event.now, event.problem)
                 waiting = [*self._integrity.transfers_ended(event.now), *self._lookups.answer_all()]
-                return [*failed, *waiting, *discarding, *self._registration.transfers_ended(event.problem)]
+                broken = self._registration.transfers_ended(event.now, event.problem)
+                return [*failed, *waiting, *discarding, *broken]
             case CommandAsked():
                 return self._command(event)
             case Continued():
@@ -168,6 +170,8 @@ class Engine:
                 return self._saves.damaged(event.tier, event.key)
             case Due():
                 return []
+            case Probed():
+                return self._registration.probed(event)
             case Tick():
                 return self._tick(event.now)
 
@@ -307,7 +311,7 @@ class Engine:
         self._lookups.expire(liveness)
         self._lending.expire(liveness.reservation_ttl)
         self._pins.tick(now)
-        return [*self._registration.expire(), *self._jobs.proceed(now), *self._saves.write_back()]
+        return [*self._registration.tick(now), *self._jobs.proceed(now), *self._saves.write_back()]
 
     def _lookup_report(self, seconds: HistogramReport) -> LookupReport:
         found = self._lookups

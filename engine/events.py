@@ -86,6 +86,16 @@ class CommandAsked:
 
 
 @dataclass(frozen=True, slots=True)
+class Probed:
+    """Whether the connection of a `Probe` stands."""
+
+    now: float
+    instance_id: int
+    client: bytes
+    connected: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Tick:
     """Time has passed. Comes about once a second."""
 
@@ -173,6 +183,7 @@ Event = (
     | Due
     | Found
     | Loaded
+    | Probed
     | Saved
     | Summed
     | TierCleared
@@ -234,6 +245,16 @@ class Unmap:
     """Let go of a worker's KV cache, after the copies that were asked for before."""
 
     mapping_id: int
+    abandoned: bool = False
+    """The worker is gone, and cannot remove the names of its shared memory any more."""
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """Find out whether the connection that a silent worker spoke through last stands; answered with `Probed`."""
+
+    instance_id: int
+    client: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -313,4 +334,4 @@ class Save:
 
 TierEffect = Find | Load | Save
 
-Effect = Reply | Copy | Map | Unmap | CommandDone | Continue | Discard | Checksum | Warn | TierEffect
+Effect = Reply | Copy | Map | Unmap | Probe | CommandDone | Continue | Discard | Checksum | Warn | TierEffect

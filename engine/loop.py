@@ -32,6 +32,8 @@ from engine.events import (
     Find,
     Load,
     Map,
+    Probe,
+    Probed,
     Reply,
     RequestArrived,
     Save,
@@ -228,6 +230,9 @@ class EngineLoop:
                     self._answer(effect)
                 case Continue():
                     self._mailbox.post(Continued(self._clock()))
+                case Probe():
+                    connected = self._router.reaches(effect.client)
+                    self._mailbox.post(Probed(self._clock(), effect.instance_id, effect.client, connected))
                 case Warn():
                     self._router.warn(effect.text)
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable
+from math import inf
 
 import msgspec
 
 from engine.awake import Awake
-from engine.events import Effect, Map, Reply, ReplyTo, RequestArrived, Unmap, Warn
+from engine.events import Effect, Map, Probe, Probed, Reply, ReplyTo, RequestArrived, Unmap, Warn
 from engine.layouts import (
     MAX_WORLD_SIZE,
     EngineDrivenPayload,
@@ -33,6 +34,10 @@ from engine.workers import Worker, Workers
 
 _REMEMBERED = 10_000
 """Connections and unknown workers that are remembered, each; the oldest are forgotten first."""
+
+_QUIET_SECONDS = 10.0
+"""Silence after which it is looked whether a worker's connection stands: the time between two pings."""
+_LONGEST_REMAP_WAIT = 60.0
 
 _payload_decoder = msgspec.msgpack.Decoder(EngineDrivenPayload)
 
@@ -76,7 +81,7 @@ class Registration:
         """Notes a sign of life; returns True if it is the first message of its connection."""
         worker = self._workers.get(instance_id) if isinstance(instance_id, int) else None
         if worker is not None:
-            worker.last_seen = self._awake.now
+            worker.last_seen, worker.client = self._awake.now, client
         return self._connections.add(client)
 
     def ping(self, client: bytes, message: Ping, *, first: bool) -> bool:
@@ -111,7 +116,7 @@ class Registration:
             self._mapping_replies[old.mapping_id].append(event.to)
             return []
         worker = self._understood(message, frames)
-        effects = self._replace(old, worker)
+        effects = self._replace(event.to.client, old, worker)
         if worker.state == "mapping" and isinstance(worker.layout, KVLayout):
             return [*self._map(worker, worker.layout, event.to), *effects]
         return [*effects, Reply(event.to, None)]
@@ -130,7 +135,7 @@ class Registration:
             old.last_seen = self._awake.now
             return [Reply(event.to, self._pool)]
         worker = _worker(self._awake.now, payload.instance_id, payload.model_name, payload.world_size, layout, frames)
-        return [*self._replace(old, worker), Reply(event.to, self._pool)]
+        return [*self._replace(event.to.client, old, worker), Reply(event.to, self._pool)]
 
     def unregister(self, event: RequestArrived, message: UnregisterKVCache | UnregisterEngineDriven) -> list[Effect]:
         """A worker leaves; answered when no copy touches its memory any more."""
@@ -142,13 +147,18 @@ class Registration:
         self._unmapping_replies.setdefault(mapping_id, []).append(event.to)
         return effects
 
-    def map_ended(self, mapping_id: int, problem: str | None) -> list[Effect]:
-        """A KV cache has been opened, or could not be."""
+    def map_ended(self, now: float, mapping_id: int, problem: str | None) -> list[Effect]:
+        """A KV cache has been opened, or could not be; then it is tried again after a while.
+
+        What was missing may be there later, such as file descriptors, and nothing would make the client ask again.
+        """
         effects: list[Effect] = [Reply(to, None) for to in self._mapping_replies.pop(mapping_id, ())]
         worker = self._workers.mapped(mapping_id)
         if worker is None:
             return effects
         worker.state, worker.problem = ("broken", problem) if problem else ("ready", None)
+        worker.remap_wait = min(2 * worker.remap_wait or 1.0, _LONGEST_REMAP_WAIT)
+        worker.remap_at = now + worker.remap_wait if problem else inf
         self._workers.changed()
         return [_warning(worker), *effects] if problem else effects
 
@@ -156,29 +166,54 @@ class Registration:
         self._unmapping = {instance: mapping for instance, mapping in self._unmapping.items() if mapping != mapping_id}
         return [Reply(to, None) for to in self._unmapping_replies.pop(mapping_id, ())]
 
-    def transfers_ended(self, problem: str) -> list[Effect]:
+    def transfers_ended(self, now: float, problem: str) -> list[Effect]:
         """The transfer thread is gone: every worker whose blocks it copied is broken, now and from now on."""
         self._transfers_ended = problem
         effects: list[Effect] = []
         for mapping_id in list(self._mapping_replies):
-            effects += self.map_ended(mapping_id, problem)
+            effects += self.map_ended(now, mapping_id, problem)
         for mapping_id in list(self._unmapping_replies):
             effects += self.unmap_ended(mapping_id)
         for worker in self._workers:
             if worker.mapping_id is not None:
-                worker.state, worker.problem = "broken", problem
+                worker.state, worker.problem, worker.remap_at = "broken", problem, inf
         self._workers.changed()
         return effects
 
-    def expire(self) -> list[Effect]:
-        """Takes workers for gone that were silent for too long."""
+    def tick(self, now: float) -> list[Effect]:
+        """Looks after the connections of silent workers, and tries to open what could not be opened."""
+        probes = [
+            Probe(worker.instance_id, worker.client)
+            for worker in self._workers
+            if self._awake.now - worker.alive > min(_QUIET_SECONDS, self._patience(worker))
+        ]
+        return [*probes, *self._remap(now)]
+
+    def probed(self, event: Probed) -> list[Effect]:
+        """Takes a worker for gone whose connection has not stood, and who has been silent, for too long.
+
+        As long as its connection stands it lives: the stock client pings only after its first transfer, and one whose
+        pings have ended may still write to what it was lent.
+        """
+        worker = self._workers.get(event.instance_id)
+        if worker is None or worker.client != event.client:
+            return []
+        if event.connected:
+            worker.connected = self._awake.now
+        if self._awake.now - worker.alive <= self._patience(worker):
+            return []
+        warning = Warn(f"worker {worker.instance_id} of {worker.model_name!r} is gone: silent too long")
+        return [warning, *self._remove(worker, abandoned=True)]
+
+    def _patience(self, worker: Worker) -> float:
+        return self._liveness.worker_timeout if worker.pinged else self._liveness.registration_grace
+
+    def _remap(self, now: float) -> list[Effect]:
         effects: list[Effect] = []
-        now = self._awake.now
-        for worker in list(self._workers):
-            patience = self._liveness.worker_timeout if worker.pinged else self._liveness.registration_grace
-            if now - worker.last_seen > patience:
-                effects.append(Warn(f"worker {worker.instance_id} of {worker.model_name!r} is gone: silent too long"))
-                effects += self._remove(worker)
+        for worker in self._workers:
+            if now >= worker.remap_at and worker.mapping_id is not None and isinstance(worker.layout, KVLayout):
+                worker.remap_at = inf
+                effects.append(Map(worker.mapping_id, worker.layout))
         return effects
 
     def _understood(self, message: RegisterKVCache, frames: tuple[bytes, ...]) -> Worker:
@@ -205,20 +240,21 @@ class Registration:
         self._mapping_replies[self._last_mapping] = [to]
         return [Map(self._last_mapping, layout)]
 
-    def _replace(self, old: Worker | None, new: Worker) -> list[Effect]:
+    def _replace(self, client: bytes, old: Worker | None, new: Worker) -> list[Effect]:
+        new.client = client
         effects = self._remove(old) if old is not None else []
         self._told_unknown.discard(new.instance_id)
         self._workers.add(new)
         return [_warning(new), *effects] if new.problem else effects
 
-    def _remove(self, worker: Worker) -> list[Effect]:
+    def _remove(self, worker: Worker, *, abandoned: bool = False) -> list[Effect]:
         """Ends all that belongs to a worker. Its memory is let go behind the copies that still use it."""
         self._withdraw(worker)
         self._workers.remove(worker.instance_id)
         if worker.mapping_id is None:
             return []
         self._unmapping[worker.instance_id] = worker.mapping_id
-        return [Unmap(worker.mapping_id)]
+        return [Unmap(worker.mapping_id, abandoned)]
 
 
 class _Memory:

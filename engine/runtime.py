@@ -92,6 +92,7 @@ class Runtime:
         from engine.monitor import Monitor
         from engine.recording.recorder import Recorder
         from engine.traffic import Traffic
+        from engine.transfer import leftovers
         from engine.transfer.torch_copier import TorchCopier
         from engine.transfer.worker import TransferWorker
         from engine.wire.messages import RegisterEngineDrivenReply
@@ -106,6 +107,8 @@ class Runtime:
             undo.callback(router.close)
             for left in remove_leftovers():
                 logger.warning("removed /dev/shm/%s, which a killed server had left behind", left)
+            for left in leftovers.remove_leftovers():
+                logger.warning("removed /dev/shm/%s, which a killed worker had left behind", left)
             name = f"{PREFIX}{os.getpid()}_{os.urandom(4).hex()}"
             self._arena = Arena(name, settings.l1_size, settings.l1_max_size, progress, settings.huge_pages)
             undo.callback(self._arena.close)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from math import inf
 
 from engine.errors import AmbiguousError
 from engine.l1.cache import ALIGNMENT
@@ -72,6 +73,14 @@ class Worker:
     frames: tuple[bytes, ...] = ()
     """The registration as it came, to tell a repeated one from a changed one."""
     mapping_id: int | None = None
+    remap_at: float = inf
+    """When its KV cache, which could not be opened, is tried again."""
+    remap_wait: float = 0.0
+    """Seconds that the newest try was waited for."""
+    client: bytes = b""
+    """The connection that its newest message came through."""
+    connected: float = -inf
+    """When that connection was last found to stand."""
     pinged: bool = False
     reservations: dict[Range, Reservation] = field(default_factory=dict)
     pins: dict[Range, list[Pin]] = field(default_factory=dict)
@@ -80,6 +89,11 @@ class Worker:
     @property
     def pair(self) -> Pair:
         return self.model_name, self.world_size
+
+    @property
+    def alive(self) -> float:
+        """When it was last known to live."""
+        return max(self.last_seen, self.connected)
 
     def report(self) -> WorkerReport:
         return WorkerReport(

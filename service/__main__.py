@@ -15,7 +15,7 @@ from types import FrameType
 from typing import NoReturn
 
 from engine import EngineSettings, Runtime, StartError, l2_types, policy_names
-from service import assets, cli, commands, live, probes, stopping
+from service import assets, cli, commands, descriptors, live, probes, stopping
 from service.access import AccessControl, exposures
 from service.allocation import StartProgress, StoppedError
 from service.app import App, create_app
@@ -149,6 +149,7 @@ def _configuration(
 
 def _serve(settings: Settings, app: App, lifecycle: Lifecycle, watch: ConfigWatch) -> int:
     sys.setswitchinterval(SWITCH_INTERVAL)
+    few = descriptors.raise_limit()
     stops: Stops = SimpleQueue()
     _catch_signals(stops)
     try:
@@ -156,7 +157,11 @@ def _serve(settings: Settings, app: App, lifecycle: Lifecycle, watch: ConfigWatc
     except ListenError as error:
         print(f"kvkeep does not start.\n{error}", file=sys.stderr)
         return FAILED
-    for warning in (*settings.warnings, *exposures(settings.http.policy, http.host, settings.engine.host)):
+    for warning in (
+        *([few] if few else []),
+        *settings.warnings,
+        *exposures(settings.http.policy, http.host, settings.engine.host),
+    ):
         log.warning("%s", warning)
     http.start()
     watch.start()

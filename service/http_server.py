@@ -6,6 +6,9 @@ Guarantees: the socket listens when the constructor returns, so a taken port is 
 
 from __future__ import annotations
 
+import errno
+import logging
+import os
 import socket
 import threading
 import time
@@ -21,6 +24,10 @@ from service.validation import BODY_LIMIT
 SERVER_BODY_LIMIT = 16 * BODY_LIMIT
 STOP_GRACE = 5.0
 _BACKLOG = 128
+_WARNING_INTERVAL = 60.0
+_NO_RESERVE_WAIT = 0.05
+
+log = logging.getLogger("kvkeep")
 
 
 class ListenError(Exception):
@@ -52,6 +59,58 @@ class Channel(HTTPChannel):  # type: ignore[misc]
             self._writing = False
             if self.total_outbufs_len:
                 self.server.pull_trigger()
+
+
+class Listener(socket.socket):
+    """A listening socket that turns connections away when there is no file descriptor for them.
+
+    Left alone they would stay acceptable, and the loop would turn round at full speed with a line in the log each time.
+    """
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self._reserve = _null()
+        """Kept for the moment when there is none left; None while there is none even for that."""
+        self._next_warning = 0.0
+
+    def accept(self) -> tuple[socket.socket, Any]:
+        """Raises BlockingIOError instead of what says that no more files can be open."""
+        try:
+            return super().accept()
+        except OSError as error:
+            if error.errno not in (errno.EMFILE, errno.ENFILE):
+                raise
+            self._turn_away(error)
+            raise BlockingIOError(errno.EAGAIN, "a connection was turned away") from None
+
+    def close(self) -> None:
+        self._release()
+        super().close()
+
+    def _turn_away(self, why: OSError) -> None:
+        now = time.monotonic()
+        if now >= self._next_warning:
+            self._next_warning = now + _WARNING_INTERVAL
+            log.warning("connections to the HTTP API are turned away: %s", why.strerror)
+        self._release()
+        try:
+            super().accept()[0].close()
+        except OSError:
+            # Somebody else was faster; the next descriptor that is given back may be for us.
+            time.sleep(_NO_RESERVE_WAIT)
+        self._reserve = _null()
+
+    def _release(self) -> None:
+        if self._reserve is not None:
+            os.close(self._reserve)
+            self._reserve = None
+
+
+def _null() -> int | None:
+    try:
+        return os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return None
 
 
 class HttpServer:
@@ -128,7 +187,7 @@ class HttpServer:
 def _bound(host: str, port: int) -> socket.socket:
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        listener = socket.socket(family, kind, protocol)
+        listener = Listener(family, kind, protocol)
     except OSError as error:
         raise ListenError(_reason(host, port, error)) from error
     try:

@@ -6,6 +6,7 @@ half as fast again as rows of two bytes. Complex numbers are only loaded and sto
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from typing import Final
@@ -16,7 +17,10 @@ from engine.checksum import CorruptError, checksum
 from engine.events import Copy, Piece
 from engine.layouts import Group, KVLayout
 from engine.transfer.ipc import OpenError, open_storage, release_unused, wait_for
+from engine.transfer.leftovers import remove_if_unused
 from engine.transfer.plan import WIDEST_ITEM, Stack, stacks, writable
+
+logger = logging.getLogger(__name__)
 
 _ITEM_DTYPE: Final = {
     16: torch.complex128,
@@ -55,13 +59,19 @@ class TorchCopier:
         except (OpenError, RuntimeError) as error:
             raise CopyError(str(error)) from None
 
-    def unmap(self, mapping_id: int) -> None:
-        """Lets go of a KV cache; one that was never opened is no matter."""
+    def unmap(self, mapping_id: int, abandoned: bool = False) -> None:
+        """Lets go of a KV cache; one that was never opened is no matter.
+
+        `abandoned`: its worker is gone, so the names of its segments are removed, unless another process uses them.
+        """
         cache = self._caches.pop(mapping_id, None)
         if cache is not None:
-            device = cache.device
+            device, segments = cache.device, cache.segments
             del cache
             release_unused(device)
+            for name in segments if abandoned else ():
+                if remove_if_unused(name):
+                    logger.info("removed /dev/shm/%s, which a worker that is gone had left behind", name)
 
     def copy(self, job: Copy) -> tuple[bytes, ...]:
         """Moves all bytes of a job and returns when they have moved, with the checksums that a store wants.
@@ -124,6 +134,9 @@ class _Cache:
     def __init__(self, layout: KVLayout, beat: Callable[[], None]) -> None:
         used = {layer.storage for group in layout.groups for layer in group.layers}
         storages = {index: open_storage(layout.descriptors[index], beat) for index in used}
+        names = {layout.descriptors[index].shm_name.removeprefix("/") for index in used}
+        self.segments: Final = sorted(names - {""})
+        """Names of the shared memory it lies in."""
         self.groups: Final[list[_GroupRows]] = []
         offset = 0
         for group in layout.groups:

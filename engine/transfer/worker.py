@@ -58,7 +58,7 @@ class Copier(Protocol):
 
     def map(self, mapping_id: int, layout: KVLayout) -> None: ...
 
-    def unmap(self, mapping_id: int) -> None: ...
+    def unmap(self, mapping_id: int, abandoned: bool) -> None: ...
 
     def copy(self, job: Copy) -> tuple[bytes, ...] | None:
         """Returns the checksums that a store wants. Raises CorruptError where it meets an object that is corrupt."""
@@ -144,7 +144,7 @@ class TransferWorker:
                 problem = self._attempt(lambda: self._copier.map(task.mapping_id, task.layout), "map")
                 return MapEnded(self._clock(), task.mapping_id, problem)
             case Unmap():
-                self._attempt(lambda: self._copier.unmap(task.mapping_id), "unmap")
+                self._attempt(lambda: self._copier.unmap(task.mapping_id, task.abandoned), "unmap")
                 return UnmapEnded(self._clock(), task.mapping_id)
             case Discard():
                 return self._discard_piece(task)

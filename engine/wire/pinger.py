@@ -33,13 +33,17 @@ class Pinger:
         self._context = zmq.Context()
 
     def connect(self) -> None:
-        """Makes a connection, and gives up the one there is."""
+        """Makes a connection, and gives up the one there is.
+
+        Raises zmq.ZMQError, and then keeps the one there is: there may be no file descriptor for another.
+        """
+        made = self._context.socket(zmq.DEALER)
+        made.setsockopt(zmq.LINGER, 0)
+        made.setsockopt(zmq.IPV6, int("[" in self._endpoint))
+        made.connect(self._endpoint)
         if hasattr(self, "socket"):
             self.socket.close(linger=0)
-        self.socket = self._context.socket(zmq.DEALER)
-        self.socket.setsockopt(zmq.LINGER, 0)
-        self.socket.setsockopt(zmq.IPV6, int("[" in self._endpoint))
-        self.socket.connect(self._endpoint)
+        self.socket = made
 
     def ask(self) -> None:
         """Sends a ping; answers to the ones before do not count any more. Never blocks."""

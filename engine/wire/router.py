@@ -8,12 +8,23 @@ from typing import Final, NamedTuple
 import zmq
 
 from engine.events import ReplyTo
-from engine.wire.codec import DecodeError, Operation, decode, encode_value, find_operation
-from engine.wire.messages import Message
+from engine.wire.codec import BY_MESSAGE, DecodeError, Operation, decode, encode_value, find_operation
+from engine.wire.messages import Message, Noop
 
 _HIGH_WATER_MARK: Final = 10_000
 """Messages per peer and direction: a peer that never reads cannot grow memory without bound."""
 _MAX_FRAME_BYTES: Final = 64 << 20
+_HEARTBEAT_SECONDS: Final = 60
+_HEARTBEAT_TIMEOUT_SECONDS: Final = 3600
+"""How long a peer may leave heartbeats unanswered before its connection is cut, which loses the replies owed to it.
+
+NOTE: Only a process that is stopped does that: its pings are answered by a thread of ZeroMQ, whatever the client does.
+While its connection stands, nobody else is given what was lent to it. A peer whose machine or network is gone is
+noticed earlier, by TCP, which has something to send because of the heartbeats. Nothing is said about how long the peer
+should wait for us, so that a server that stood still for a while finds its clients as it left them.
+"""
+_NOBODYS_REPLY: Final = (encode_value(-1), encode_value(BY_MESSAGE[Noop].id))
+"""A reply to a request that no client has made, which clients ignore: they count their requests from 0."""
 
 
 class Incoming(NamedTuple):
@@ -39,6 +50,8 @@ class Router:
         self._socket.setsockopt(zmq.RCVHWM, _HIGH_WATER_MARK)
         self._socket.setsockopt(zmq.SNDHWM, _HIGH_WATER_MARK)
         self._socket.setsockopt(zmq.MAXMSGSIZE, _MAX_FRAME_BYTES)
+        self._socket.setsockopt(zmq.HEARTBEAT_IVL, int(_HEARTBEAT_SECONDS * 1000))
+        self._socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, int(_HEARTBEAT_TIMEOUT_SECONDS * 1000))
         self._socket.setsockopt(zmq.IPV6, 1 if ":" in host else 0)
         try:
             self._socket.bind(f"tcp://[{host}]:{port}" if ":" in host else f"tcp://{host}:{port}")
@@ -84,6 +97,17 @@ class Router:
             if error.errno not in (zmq.EAGAIN, zmq.EHOSTUNREACH):
                 raise
             self.dropped_replies += 1
+
+    def reaches(self, client: bytes) -> bool:
+        """Whether the connection of a client stands. Never blocks."""
+        try:
+            self._socket.send_multipart([client, *_NOBODYS_REPLY], zmq.NOBLOCK)
+        except zmq.ZMQError as error:
+            if error.errno not in (zmq.EAGAIN, zmq.EHOSTUNREACH):
+                raise
+            # NOTE: A client that reads nothing is still there.
+            return error.errno == zmq.EAGAIN
+        return True
 
     def close(self, linger: float = 0.0) -> None:
         """Gives replies that were not sent yet at most `linger` seconds."""

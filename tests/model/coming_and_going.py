@@ -18,7 +18,7 @@ def register(world: World, worker: Worker, shape: Shape) -> None:
     old = worker.registration
     if old is not None and old.shape == shape and old.state != "broken":
         new = old
-        new.seen = world.awake
+        new.seen, new.client = world.awake, worker.client
     else:
         new = worker.registration = _replaced(world, worker, old, shape)
     world.opening = new.device
@@ -44,7 +44,7 @@ def _replaced(world: World, worker: Worker, old: Registration | None, shape: Sha
         old.withdraw(world.oracle)
     world.told_unknown.discard(worker.role.instance_id)
     state = "ready" if device is None else "broken" if world.transfers.ended else "mapping"
-    return Registration(shape, device, state, world.awake)
+    return Registration(shape, device, state, world.awake, worker.client)
 
 
 def unregister(world: World, worker: Worker) -> None:
@@ -66,7 +66,7 @@ def unregister(world: World, worker: Worker) -> None:
 def ping(world: World, worker: Worker, *, reconnected: bool) -> None:
     """A client that is told False takes everything for lost that it still waits for."""
     if reconnected:
-        worker.client = b"%s, again" % worker.client
+        cut(worker)
     if worker.client not in world.connections and world.liveness.flag_reconnects:
         world.owed_false.add(worker.client)
     worker.beats = True
@@ -77,6 +77,11 @@ def ping(world: World, worker: Worker, *, reconnected: bool) -> None:
     assert world.ask(worker.client, m.Ping(worker.role.instance_id)) is expected
     if not expected:
         _give_up(world, worker)
+
+
+def cut(worker: Worker) -> None:
+    """The worker loses its connection, and makes another one, which the server will hear of by its next message."""
+    worker.client = b"%s, again" % worker.client
 
 
 def freeze(world: World) -> None:

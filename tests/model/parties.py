@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from math import inf
 from typing import Any
 
 import msgspec
@@ -69,6 +70,10 @@ class Registration:
     device: Device | None
     state: str
     seen: float
+    client: bytes
+    """The connection that the server has last heard of it through."""
+    stood: float = -inf
+    """When the server last found that connection standing."""
     pinged: bool = False
     lent: dict[Place, Lent] = field(default_factory=dict)
     borrowed: dict[Place, deque[list[Slot]]] = field(default_factory=dict)

@@ -48,7 +48,18 @@ REQUESTS = st.builds(
 STARTS = st.sampled_from([0, 0, 0, 1, 2])
 FREED_FROM = st.sampled_from([0, 0, CHUNK - 1, CHUNK])
 NULLS = st.none() | st.none() | st.builds(Null, st.integers(0, 2), st.sampled_from(["chunk", "one group", "one block"]))
-WAYS = ["register", "register", "register", "register another", "leave", "ping", "ping", "reconnect", "reconnect"]
+WAYS = [
+    "register",
+    "register",
+    "register",
+    "register another",
+    "leave",
+    "ping",
+    "ping",
+    "reconnect",
+    "reconnect",
+    "cut",
+]
 TIMES = st.sampled_from([0.5, 0.5, 0.5, 4.0, 4.0, 4.0, 11.0, 11.0, 61.0, 61.0, 125.0, 310.0, 650.0, 3700.0])
 WAITS = st.sampled_from([None, None, 0.0, 1.0, 1.0, 100.0])
 LIVENESS = st.sampled_from(
@@ -148,6 +159,8 @@ class EngineMachine(RuleBasedStateMachine):
                 coming_and_going.register(self.world, worker, worker.role.other_shape)
             case "leave":
                 coming_and_going.unregister(self.world, worker)
+            case "cut":
+                coming_and_going.cut(worker)
             case _:
                 coming_and_going.ping(self.world, worker, reconnected=how == "reconnect")
 

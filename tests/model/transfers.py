@@ -43,10 +43,11 @@ class Transfers:
         """`device` is known for a Map only; the others name its mapping."""
         assert not self.ended or isinstance(effect, Unmap), "asked a dead transfer thread: nobody will answer"
         if isinstance(effect, Map):
+            assert device is not None or effect.mapping_id in self._devices
             assert isinstance(effect.layout, KVLayout)
-            assert effect.mapping_id not in self._devices
-            assert device is not None
-            self._devices[effect.mapping_id] = device
+            # What could not be opened is tried again.
+            assert effect.mapping_id not in self._mapped
+            device = self._devices.setdefault(effect.mapping_id, device)
         else:
             assert effect.mapping_id in self._devices, "this mapping was let go of already"
             device = self._devices[effect.mapping_id]

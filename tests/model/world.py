@@ -27,6 +27,8 @@ from engine.events import (
     Load,
     Loaded,
     Map,
+    Probe,
+    Probed,
     Reply,
     ReplyTo,
     RequestArrived,
@@ -107,6 +109,8 @@ class World:
         self.engine = Engine(settings, self.cache, self.pool)
         self.workers = [Worker(role, b"worker %d" % role.instance_id) for role in roles]
         self.connections: set[bytes] = set()
+        self.vanished = False
+        """Nobody is connected any more."""
         self.owed_false: set[bytes] = set()
         """Connections that began with a ping, and have not been told yet."""
         self.told_unknown: set[int] = set()
@@ -158,7 +162,7 @@ class World:
     def seen(self, worker: Worker) -> None:
         """The worker gives a sign of life."""
         if worker.registration is not None:
-            worker.registration.seen = self.awake
+            worker.registration.seen, worker.registration.client = self.awake, worker.client
 
     def knows(self, shape: Shape) -> None:
         """A layout is used from now on."""
@@ -215,8 +219,8 @@ class World:
             done = event.problem is None and not (job.is_store and self.now > job.not_after)
             job.end(self.oracle, done=done)
         elif isinstance(task.effect, Map):
-            registration = self.mappings.pop(task.effect.mapping_id)
-            if registration.state == "mapping":
+            registration = self.mappings[task.effect.mapping_id]
+            if registration.state in ("mapping", "broken"):
                 registration.state = "broken" if problem else "ready"
         self._handle(event)
         assert job is None or job.blocks.outcome == [done]
@@ -353,6 +357,7 @@ class World:
 
     def wait_for_silence(self) -> None:
         """Whoever has not left is taken for gone; nothing is left but what is cached."""
+        self.vanished = True
         self.finish_transfers()
         self.finish_all_storage()
         self._nobody_waits()
@@ -381,15 +386,21 @@ class World:
                 for slot in lent.slots:
                     slot.void = True
         patience = self.liveness.worker_timeout if registration.pinged else self.liveness.registration_grace
-        if self.awake - registration.seen > patience:
+        silent = self.awake - max(registration.seen, registration.stood)
+        if silent > min(10.0, patience) and self._connected(registration.client):
+            registration.stood = self.awake
+        elif silent > patience:
             registration.withdraw(self.oracle)
             worker.registration = None
+
+    def _connected(self, client: bytes) -> bool:
+        return not self.vanished and any(worker.client == client for worker in self.workers)
 
     def _handle(self, event: Event) -> list[Task]:
         """What the engine has asked the transfer thread for."""
         self.sound = False
         self._awake, self._heard = self.awake, self.now
-        tasks = []
+        tasks, probes = [], []
         for effect in self.engine.handle(event):
             match effect:
                 case Reply():
@@ -400,6 +411,8 @@ class World:
                     tasks.append(self.transfers.submit(effect))
                 case Map():
                     tasks.append(self.transfers.submit(effect, self.opening))
+                case Probe():
+                    probes.append(effect)
                 case Find() | Load() | Save():
                     self._ask_storage(effect)
                 case Checksum():
@@ -408,6 +421,9 @@ class World:
                     self._answers.append(effect.answer)
                 case Warn():
                     assert effect.text
+        for probe in probes:
+            connected = self._connected(probe.client)
+            tasks += self._handle(Probed(self.now, probe.instance_id, probe.client, connected))
         return tasks
 
     def _key_of(self, identity: Identity) -> bytes:

@@ -27,6 +27,8 @@ from engine.events import (
     Loaded,
     Map,
     MapEnded,
+    Probe,
+    Probed,
     Reply,
     Save,
     Saved,
@@ -105,6 +107,10 @@ class Driver:
         self.answers: dict[int, Any] = {}
         """To commands, by ticket."""
         self.wants_to_continue = False
+        self.connected = False
+        """Whether the connections of silent workers stand."""
+        self.probes: list[Probe] = []
+        """All there were."""
         self.warnings: list[str] = []
         self.storage = Storage(tier.name for tier in tiers)
         self._tickets = count()
@@ -121,6 +127,7 @@ class Driver:
 
     def handle(self, event: Event) -> list[Effect]:
         effects = self.engine.handle(event)
+        probes: list[Probe] = []
         for effect in effects:
             if isinstance(effect, Reply):
                 assert effect.to.uid not in self.replies, "a second reply"
@@ -133,10 +140,15 @@ class Driver:
             elif isinstance(effect, Continue):
                 assert not self.wants_to_continue, "a second wish to continue"
                 self.wants_to_continue = True
+            elif isinstance(effect, Probe):
+                probes.append(effect)
             elif isinstance(effect, Find | Load | Save):
                 self.storage.pending.append(effect)
             else:
                 self.pending.append(effect)
+        self.probes += probes
+        for probe in probes:
+            self.handle(Probed(self.now, probe.instance_id, probe.client, self.connected))
         if self.working:
             self.work()
         if self.storage.working:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from engine import Liveness
-from engine.events import Copy, Map, TransfersEnded, Unmap
+from engine.events import Copy, Map, Probe, Probed, TransfersEnded, Unmap
 from engine.wire import messages as m
 from tests.unit.engine.driver import POOL, TENSORS, Driver
 from tests.unit.engine.support import cpu_tensor, group, key, packed, register, register_engine_driven
@@ -167,6 +167,74 @@ class TestExpiry:
         assert states(driver) == {2: "ready"}
 
 
+class TestConnections:
+    """A silent worker lives as long as its connection stands."""
+
+    @pytest.fixture(autouse=True)
+    def _connected(self, driver: Driver) -> None:
+        driver.connected = True
+
+    @pytest.mark.parametrize("pinged", [False, True])
+    def test_who_is_connected_is_never_given_up(self, driver: Driver, pinged: bool) -> None:
+        driver.register(1)
+        if pinged:
+            ping(driver, 1)
+        for _ in range(3):
+            driver.tick(10_000)
+        assert states(driver) == {1: "ready"}
+
+    def test_nothing_lent_to_it_is_taken_back(self, driver: Driver) -> None:
+        driver.ask(register_engine_driven(1))
+        ping(driver, 1)
+        driver.ask(m.PrepareStore(key(range(16), worker_id=0), 1))
+        driver.tick(10_000)
+        assert driver.reserved == 1
+        driver.connected = False
+        driver.tick(121)
+        assert (driver.reserved, driver.cache.used) == (0, 0)
+
+    def test_who_loses_its_connection_has_its_time_from_then_on(self, driver: Driver) -> None:
+        driver.register(1)
+        ping(driver, 1)
+        driver.tick(11)
+        driver.connected = False
+        driver.tick(120)
+        assert states(driver) == {1: "ready"}
+        driver.tick(0.1)
+        assert states(driver) == {}
+
+    def test_nobody_is_asked_after_who_has_just_spoken(self, driver: Driver) -> None:
+        driver.register(1)
+        driver.tick(10)
+        assert driver.probes == []
+        driver.tick(0.1)
+        assert driver.probes == [Probe(1, b"c")]
+
+    def test_the_connection_of_the_newest_message_counts(self, driver: Driver) -> None:
+        driver.register(1)
+        ping(driver, 1, b"new")
+        driver.tick(11)
+        assert driver.probes == [Probe(1, b"new")]
+
+    def test_a_connection_that_was_lost_before_the_worker_spoke_through_another_is_no_matter(
+        self, driver: Driver
+    ) -> None:
+        driver.register(1)
+        ping(driver, 1, b"new")
+        driver.now += 10_000
+        driver.handle(Probed(driver.now, 1, b"c", False))
+        assert states(driver) == {1: "ready"}
+
+    def test_only_who_is_gone_leaves_its_segments_to_the_server(self, driver: Driver) -> None:
+        for instance in (1, 2):
+            driver.register(instance)
+        driver.ask(m.UnregisterKVCache(1))
+        assert driver.done[-1] == Unmap(1, abandoned=False)
+        driver.connected = False
+        driver.tick(3601)
+        assert driver.done[-1] == Unmap(2, abandoned=True)
+
+
 class TestServerCopies:
     def test_a_worker_is_answered_when_its_memory_is_mapped(self) -> None:
         driver = Driver(working=False)
@@ -271,6 +339,27 @@ class TestServerCopies:
         driver.pending, driver.problem = kept, None
         driver.work()
         assert states(driver) == {1: "ready"}
+
+    def test_memory_that_cannot_be_opened_is_tried_again(self, driver: Driver) -> None:
+        driver.problem = "no file descriptors"
+        driver.register(1)
+        assert states(driver) == {1: "broken"}
+        tries = []
+        for _ in range(200):
+            before = len(driver.done)
+            driver.tick(1)
+            if len(driver.done) > before:
+                tries.append(driver.now)
+        assert tries == [1, 3, 7, 15, 31, 63, 123, 183]
+        driver.problem = None
+        driver.tick(60)
+        assert states(driver) == {1: "ready"}
+        assert driver.store(range(16)) == [b"", True]
+
+    def test_what_was_understood_to_be_wrong_is_not_tried_again(self, driver: Driver) -> None:
+        driver.register(1, [])
+        driver.tick(1000)
+        assert driver.done == []
 
     def test_a_worker_that_leaves_is_answered_behind_its_copies(self, driver: Driver) -> None:
         driver.register(1)

@@ -659,4 +659,6 @@ def test_silent_workers_are_given_up_by_the_running_engine(
     server = start_server(liveness=Liveness(registration_grace=0.0, worker_timeout=0.0))
     client = connect(server)
     client.ask(register_engine_driven(1))
-    until(lambda: client.ask(m.Ping(1)) is False, "the worker is unknown", 5)
+    until(lambda: server.status().workers, "the worker is there")
+    client.close()
+    until(lambda: not server.status().workers, "the worker is gone", 5)

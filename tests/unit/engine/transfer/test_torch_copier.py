@@ -11,8 +11,9 @@ import pytest
 import torch
 
 from engine.events import Copy, Piece
+from engine.layouts import read_kv_layout
 from engine.transfer.torch_copier import CopyError, TorchCopier
-from tests.unit.engine.support import HANDLE, FakeClock
+from tests.unit.engine.support import HANDLE, FakeClock, cpu_tensor, register
 from tests.unit.engine.transfer.kv_caches import ARRANGEMENTS, Arrangement, KVCache, MakeSegment, layers
 
 ARENA_BYTES = 1 << 17
@@ -238,3 +239,17 @@ def test_the_copying_thread_uses_one_core() -> None:
         assert torch.get_num_threads() == 1
     finally:
         torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("abandoned", [False, True])
+def test_the_segment_of_a_worker_that_is_gone_is_removed(abandoned: bool) -> None:
+    path = Path(f"/dev/shm/lmcache_kv_{os.getpid()}_{int(abandoned)}")
+    path.write_bytes(bytes(4096))
+    tensor = cpu_tensor([8, 2, 8, 16], shm_name=f"/{path.name}")
+    frames = register(1, [tensor])
+    layout = read_kv_layout(frames.kv_caches, frames.layout_hints, frames.engine_group_infos, 16)
+    copier = TorchCopier(torch.zeros(4096, dtype=torch.uint8), FakeClock())
+    copier.map(1, layout)
+    copier.unmap(1, abandoned=abandoned)
+    assert path.exists() is not abandoned
+    path.unlink(missing_ok=True)

@@ -48,8 +48,8 @@ class FakeCopier:
         self._note("map", mapping_id)
         self.on_map(mapping_id)
 
-    def unmap(self, mapping_id: int) -> None:
-        self._note("unmap", mapping_id)
+    def unmap(self, mapping_id: int, abandoned: bool) -> None:
+        self._note("abandon" if abandoned else "unmap", mapping_id)
         self.on_map(mapping_id)
 
     def copy(self, job: Copy) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Iterator
+from contextlib import closing
 
 import pytest
 import zmq
@@ -11,9 +13,15 @@ from engine.events import ReplyTo
 from engine.wire import messages as m
 from engine.wire.codec import OPERATIONS, Operation
 from engine.wire.router import Incoming, Router
+from tests.support.polling import until
 from tests.unit.engine.support import Client, packed, unpacked
 
 WAIT = 20_000
+
+# What a client sends first: it speaks ZMTP 3.1 without security, is a DEALER, and asks for nothing.
+GREETING = b"\xff" + bytes(8) + b"\x7f\x03\x01" + b"NULL".ljust(20, b"\0") + bytes(32)
+READY = b"\x04\x29\x05READY\x0bSocket-Type\x00\x00\x00\x06DEALER\x08Identity\x00\x00\x00\x00"
+NOOP = b"\x01\x01\x01" + b"\x00\x01\x18"
 
 
 @pytest.fixture
@@ -159,6 +167,57 @@ def test_a_client_that_does_not_read_costs_its_replies_and_blocks_nobody(
 def test_sockets_are_bounded_and_say_when_a_peer_is_gone(router: Router) -> None:
     options = {zmq.RCVHWM: 10_000, zmq.SNDHWM: 10_000, zmq.MAXMSGSIZE: 64 << 20}
     assert {option: router.socket.getsockopt(option) for option in options} == options
+
+
+def test_a_client_is_reached_while_its_connection_stands(router: Router, client: Client) -> None:
+    client.send(b"1", packed("noop"))
+    [incoming] = receive(router)
+    assert router.reaches(incoming.to.client)
+    client.close()
+    until(lambda: not router.reaches(incoming.to.client), "the connection is gone")
+    assert router.dropped_replies == 0
+
+
+def test_what_reaches_a_client_is_a_reply_to_a_request_it_cannot_have_made(router: Router, client: Client) -> None:
+    client.send(b"1", packed("noop"))
+    [incoming] = receive(router)
+    router.reaches(incoming.to.client)
+    uid, op = client.receive()
+    assert (unpacked(uid), unpacked(op)) == (-1, 24)
+
+
+def test_a_client_that_does_not_read_is_reached(router: Router, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise zmq.Again
+
+    monkeypatch.setattr(zmq.Socket, "send_multipart", full)
+    assert router.reaches(b"slow")
+
+
+def test_a_connection_that_carries_nothing_any_more_is_noticed_by_heartbeats(
+    context: zmq.Context[zmq.Socket[bytes]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The peer says what a client says first, and then nothing, as behind a network that drops all it is given."""
+    monkeypatch.setattr("engine.wire.router._HEARTBEAT_SECONDS", 0.02)
+    monkeypatch.setattr("engine.wire.router._HEARTBEAT_TIMEOUT_SECONDS", 0.1)
+    with closing(Router(context, "127.0.0.1", 0, lambda text: None)) as router:
+        port = int(router.endpoint.rpartition(":")[2])
+        with socket.create_connection(("127.0.0.1", port)) as peer:
+            peer.sendall(GREETING + READY)
+            greeted = b""
+            while b"ROUTER" not in greeted:
+                greeted += peer.recv(1000)
+            peer.sendall(NOOP)
+            [incoming] = receive(router)
+            assert router.reaches(incoming.to.client)
+            until(lambda: not router.reaches(incoming.to.client), "the connection is cut")
+
+
+def test_no_connection_is_cut_within_five_minutes(router: Router) -> None:
+    """It would lose the replies owed to a client that stood still, which waits for them for ever."""
+    assert router.socket.getsockopt(zmq.HEARTBEAT_IVL) > 0
+    assert router.socket.getsockopt(zmq.HEARTBEAT_TIMEOUT) >= 300_000
+    assert router.socket.getsockopt(zmq.HEARTBEAT_TTL) == 0
 
 
 def test_a_port_that_is_taken_is_refused(context: zmq.Context[zmq.Socket[bytes]], router: Router) -> None:
