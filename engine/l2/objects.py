@@ -100,6 +100,7 @@ class FindTask(Task):
 
     def _answer(self, present: tuple[bool, ...]) -> None:
         self._bench.post(Found(self._bench.clock(), self._effect.ticket, present))
+        self.is_answered = True
 
 
 class _MoveTask(Task):
@@ -123,6 +124,7 @@ class _MoveTask(Task):
         bench.metering.ended(self.direction, outcome)
         ended = Loaded if self.direction == "load" else Saved
         bench.post(ended(bench.clock(), self._ticket, outcome))
+        self.is_answered = True
 
     def _payload(self) -> memoryview:
         return self._bench.arena[self._slot.offset : self._slot.offset + self._slot.size]
