@@ -55,7 +55,7 @@ from engine.errors import (
     StartError,
     TierError,
 )
-from engine.health import Affects, CheckReport, LoopReport, MonitorReport
+from engine.health import Affects, CheckReport, LoopReport, MonitorReport, ThreadState
 from engine.histogram import Histogram, HistogramReport
 from engine.recording.report import RecordingReport
 from engine.runtime import Runtime
@@ -91,6 +91,7 @@ from engine.status import (
     WorkerReport,
     WorkerState,
 )
+from engine.supervision import SupervisedThread, Supervisor
 
 __all__ = [
     "EMPTY_REPORT",
@@ -168,7 +169,10 @@ __all__ = [
     "StartClear",
     "StartError",
     "StatusReport",
+    "SupervisedThread",
+    "Supervisor",
     "TenantQuota",
+    "ThreadState",
     "TierError",
     "TierOutcome",
     "TierReport",

@@ -46,6 +46,7 @@ from engine.lending import Lending
 from engine.lookups import Lookups
 from engine.meters import Meters, TransferMeter
 from engine.operators import CommandHandler, Operators
+from engine.periodic import Periodic, PeriodicJob, attempt
 from engine.pins import Pins
 from engine.prefetches import Prefetches
 from engine.prompts import Prompts, RefusedError
@@ -64,6 +65,9 @@ from engine.wire.codec import BY_MESSAGE
 from engine.workers import Workers
 
 _NO_TIERS: Final[Mapping[str, TierReport]] = MappingProxyType({})
+
+JOBS: Final = ("leases", "reservations", "pins", "workers", "jobs", "write_back")
+"""What is done with every tick, in this order."""
 
 Handler = Callable[[RequestArrived, Any], list[Effect]]
 
@@ -120,6 +124,7 @@ class Engine:
             **self._warming.handlers(),
         }
         self._meter_of: Final = _meter_of(meters)
+        self._periodic: Final = Periodic(dict(zip(JOBS, self._periodic_jobs(), strict=True)))
 
     def handle(self, event: Event) -> list[Effect]:
         """What has to be done about an event, in order. Every request gets exactly one reply, now or later."""
@@ -152,7 +157,7 @@ class Engine:
             case CommandAsked():
                 return self._command(event)
             case Continued():
-                return self._jobs.continued(event.now)
+                return attempt("jobs", self._jobs.continued, event.now)
             case Discarded():
                 return self._tuning.discarded(event.now, event.problem)
             case Found():
@@ -173,7 +178,7 @@ class Engine:
             case Probed():
                 return self._registration.probed(event)
             case Tick():
-                return self._tick(event.now)
+                return self._periodic.tick(event.now)
 
     def report(
         self,
@@ -306,12 +311,27 @@ class Engine:
             tier.paused = command.paused
         return [CommandDone(event.ticket, tier is not None)]
 
-    def _tick(self, now: float) -> list[Effect]:
-        liveness = self._settings.liveness
-        self._lookups.expire(liveness)
-        self._lending.expire(liveness.reservation_ttl)
+    def _periodic_jobs(self) -> tuple[PeriodicJob, ...]:
+        return (
+            self._expire_leases,
+            self._expire_reservations,
+            self._expire_pins,
+            self._registration.tick,
+            self._jobs.proceed,
+            lambda now: self._saves.write_back(),
+        )
+
+    def _expire_leases(self, now: float) -> list[Effect]:
+        self._lookups.expire(self._settings.liveness)
+        return []
+
+    def _expire_reservations(self, now: float) -> list[Effect]:
+        self._lending.expire(self._settings.liveness.reservation_ttl)
+        return []
+
+    def _expire_pins(self, now: float) -> list[Effect]:
         self._pins.tick(now)
-        return [*self._registration.tick(now), *self._jobs.proceed(now), *self._saves.write_back()]
+        return []
 
     def _lookup_report(self, seconds: HistogramReport) -> LookupReport:
         found = self._lookups

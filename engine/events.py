@@ -272,6 +272,14 @@ class Warn:
 
 
 @dataclass(frozen=True, slots=True)
+class Failed:
+    """A periodic job has met a defect. What it wanted done is not known; it is called again with the next tick."""
+
+    job: str
+    error: Exception
+
+
+@dataclass(frozen=True, slots=True)
 class Continue:
     """There is more to do: answer with `Continued` when those who wait have had their turn."""
 
@@ -334,4 +342,4 @@ class Save:
 
 TierEffect = Find | Load | Save
 
-Effect = Reply | Copy | Map | Unmap | Probe | CommandDone | Continue | Discard | Checksum | Warn | TierEffect
+Effect = Reply | Copy | Map | Unmap | Probe | CommandDone | Continue | Discard | Checksum | Warn | Failed | TierEffect

@@ -8,6 +8,9 @@ from typing import Literal
 Affects = Literal["liveness", "readiness"]
 """`liveness`: a restart cures what fails, and nothing is served until then. `readiness`: a restart would not help."""
 
+ThreadState = Literal["running", "restarting", "failed", "ended"]
+"""`restarting`: it has met a defect, and is begun again after a while. `failed`: given up. `ended`: by itself."""
+
 
 @dataclass(frozen=True, slots=True)
 class CheckReport:
@@ -29,12 +32,18 @@ class CheckReport:
 
 @dataclass(frozen=True, slots=True)
 class LoopReport:
-    """One of the engine's own threads."""
+    """One thread, or one job that the engine thread does every second."""
 
     name: str
     beat_age_seconds: float
+    """How long ago it last showed that it is alive; 0 while it waits for something to do."""
     restarts: int
-    """How often it went on after a defect; a thread that cannot go on ends, and its check says so."""
+    """How often it was begun again after a defect."""
+    exceptions: int = 0
+    """Defects that it has met."""
+    state: ThreadState = "running"
+    problem: str | None = None
+    """Kind of the newest defect; None if there was none."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 import threading
@@ -9,14 +10,13 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import replace
-from itertools import count
 from math import ceil
 from typing import Any, Final
 
 import zmq
 
 from engine.commands import A, Command
-from engine.core import Engine
+from engine.core import JOBS, Engine
 from engine.errors import EngineError, EngineStoppedError
 from engine.events import (
     Checksum,
@@ -29,12 +29,14 @@ from engine.events import (
     Due,
     Effect,
     Event,
+    Failed,
     Find,
     Load,
     Map,
     Probe,
     Probed,
     Reply,
+    ReplyTo,
     RequestArrived,
     Save,
     Tick,
@@ -46,9 +48,10 @@ from engine.histogram import Histogram
 from engine.l2.group import TierGroup
 from engine.meters import LOOKUP_BOUNDS
 from engine.status import StatusReport
+from engine.supervision import Supervisor
 from engine.transfer.worker import TransferWorker
-from engine.wire.codec import BY_MESSAGE
-from engine.wire.messages import Lookup
+from engine.wire.codec import BY_MESSAGE, Operation
+from engine.wire.messages import Lookup, Ping, Retrieve, Store, UnregisterKVCache
 from engine.wire.router import Incoming, Router
 
 logger = logging.getLogger(__name__)
@@ -57,6 +60,10 @@ _BATCH: Final = 64
 """Messages handled before finished work is looked at again."""
 _TICK_SECONDS: Final = 1.0
 _LINGER_SECONDS: Final = 1.0
+_LAST_MESSAGES: Final = 10_000
+"""That have arrived and are still answered when the thread ends."""
+_FREES_BLOCKS: Final = frozenset({Store, Retrieve, UnregisterKVCache, Ping})
+"""Once answered, these let a client use its blocks for something else."""
 
 
 class Mailbox:
@@ -115,7 +122,10 @@ class EngineLoop:
         transfers: TransferWorker,
         tiers: TierGroup,
         clock: Callable[[], float],
+        supervisor: Supervisor | None = None,
+        count: Callable[[BaseException], None] = lambda error: None,
     ) -> None:
+        """`count` takes the defects that one request or command meets, after which the thread goes on."""
         self._engine = engine
         self._router = router
         self._mailbox = mailbox
@@ -123,8 +133,13 @@ class EngineLoop:
         self._tiers = tiers
         self._clock = clock
         self._stop = threading.Event()
-        self._tickets = count()
+        self._tickets = itertools.count()
+        self._count = count
         self._waiting: dict[int, Future[Any]] = {}
+        self._owed: dict[ReplyTo, Operation] = {}
+        """Requests that were read and not answered yet. Kept outside the engine, for the day when that breaks."""
+        supervisor = supervisor or Supervisor(clock)
+        self._jobs = {name: supervisor.job(f"tick:{name}") for name in JOBS}
         self._lookup_seconds = Histogram(LOOKUP_BOUNDS)
         self._looked = clock()
         self._next_tick = self._looked + _TICK_SECONDS
@@ -145,8 +160,11 @@ class EngineLoop:
         self._stop.set()
         self._mailbox.wake()
 
-    def run(self) -> None:
-        """Serves until `stop`; then ends the transfers, answers everybody who waits, and closes the socket."""
+    def run(self, on_failure: Callable[[BaseException], None] = lambda error: None) -> None:
+        """Serves until `stop`; then ends the transfers, answers everybody who waits, and closes the socket.
+
+        What breaks it is raised at the end, but told at once: `on_failure` is called before anything else is done.
+        """
         poller = zmq.Poller()
         poller.register(self._router.socket, zmq.POLLIN)
         poller.register(self._mailbox.fd, zmq.POLLIN)
@@ -155,13 +173,12 @@ class EngineLoop:
                 self._wait(poller)
                 self._step()
             self._finish()
+        except BaseException as error:
+            on_failure(error)
+            raise
         finally:
             self._stop.set()
-            self._transfers.stop()
-            for future in list(self._waiting.values()):
-                if future.set_running_or_notify_cancel():
-                    future.set_exception(EngineStoppedError("the engine has ended"))
-            self._router.close(_LINGER_SECONDS)
+            self._leave()
 
     def _wait(self, poller: zmq.Poller) -> None:
         """Returns when there is something to do.
@@ -183,11 +200,19 @@ class EngineLoop:
         now = self._clock()
         if now >= self._next_tick:
             self._next_tick = now + _TICK_SECONDS
-            self._perform(self._engine.handle(Tick(now)))
-            self._tiers.expire(now)
+            self._tick(now)
         if now >= self._engine.due:
             self._perform(self._engine.handle(Due(now)))
         self.published = (now, self._report())
+
+    def _tick(self, now: float) -> None:
+        effects = self._engine.handle(Tick(now))
+        self._perform(effects)
+        failed = {effect.job for effect in effects if isinstance(effect, Failed)}
+        for name, job in self._jobs.items():
+            if name not in failed:
+                job.succeeded(now)
+        self._tiers.expire(now)
 
     def _handle(self, event: Event) -> None:
         """A refused command is its asker's business, and so is a defect that one meets."""
@@ -200,6 +225,7 @@ class EngineLoop:
         except Exception as error:
             if not isinstance(error, EngineError):
                 logger.exception("a defect: %s could not be carried out", type(event.command).__name__)
+                self._count(error)
             future = self._waiting.pop(event.ticket, None)
             if future is not None and future.set_running_or_notify_cancel():
                 future.set_exception(error)
@@ -207,11 +233,14 @@ class EngineLoop:
     def _serve(self, incoming: Incoming, looked: float) -> None:
         """A defect that one request meets must not take the other clients down with it."""
         now = self._clock()
+        operation = self._owed[incoming.to] = BY_MESSAGE[type(incoming.message)]
         try:
             effects = self._engine.handle(RequestArrived(now, looked, incoming.to, incoming.message))
-        except Exception:
+        except Exception as error:
             logger.exception("a defect: %s could not be handled", type(incoming.message).__name__)
-            self._router.fail(incoming.to, BY_MESSAGE[type(incoming.message)], "internal error")
+            self._count(error)
+            del self._owed[incoming.to]
+            self._router.fail(incoming.to, operation, "internal error")
         else:
             self._perform(effects)
             if type(incoming.message) is Lookup:
@@ -222,6 +251,7 @@ class EngineLoop:
             match effect:
                 case Reply():
                     self._router.reply(effect.to, effect.value)
+                    self._owed.pop(effect.to, None)
                 case Copy() | Map() | Unmap() | Discard() | Checksum():
                     self._transfers.submit(effect)
                 case Find() | Load() | Save():
@@ -235,6 +265,8 @@ class EngineLoop:
                     self._mailbox.post(Probed(self._clock(), effect.instance_id, effect.client, connected))
                 case Warn():
                     self._router.warn(effect.text)
+                case Failed():
+                    self._jobs[effect.job].failed(effect.error)
 
     def _answer(self, done: CommandDone) -> None:
         future = self._waiting.pop(done.ticket)
@@ -252,6 +284,26 @@ class EngineLoop:
         for event in self._mailbox.take():
             self._handle(event)
         self._perform(self._engine.handle(TransfersEnded(self._clock(), "the server is stopping")))
+
+    def _leave(self) -> None:
+        """Tells everybody who waits that nothing will come, also where the engine itself is broken."""
+        copies_have_ended = self._transfers.stop()
+        for future in list(self._waiting.values()):
+            if future.set_running_or_notify_cancel():
+                future.set_exception(EngineStoppedError("the engine has ended"))
+        try:
+            self._refuse_the_rest(copies_have_ended)
+        except Exception:
+            logger.exception("not every client could be told that the engine has ended")
+        self._router.close(_LINGER_SECONDS)
+
+    def _refuse_the_rest(self, copies_have_ended: bool) -> None:
+        for incoming in self._router.receive(_LAST_MESSAGES):
+            self._owed[incoming.to] = BY_MESSAGE[type(incoming.message)]
+        for to, operation in self._owed.items():
+            # NOTE: As in `_finish`: a copy that goes on may write into blocks that its client would give away.
+            if copies_have_ended or operation.message not in _FREES_BLOCKS:
+                self._router.reply(to, operation.failure)
 
     def _report(self) -> StatusReport:
         router = self._router

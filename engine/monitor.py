@@ -9,13 +9,14 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, Protocol
 
 import zmq
 
-from engine.health import Affects, CheckReport, LoopReport, MonitorReport
+from engine.health import Affects, CheckReport, MonitorReport
 from engine.loop import Mailbox
+from engine.supervision import SupervisedThread, Supervisor
 from engine.transfer.worker import Sentinel, TransferWorker
 from engine.wire.pinger import Pinger
 
@@ -28,6 +29,10 @@ PATIENCE_SECONDS: Final = 1.75
 STALE_SECONDS: Final = 3.0
 """Age of the newest look at which the monitor itself counts as stuck."""
 _STOP_SECONDS: Final = 2.0
+_LONGEST_WAIT: Final = 1.0
+"""Before it looks again after a defect."""
+_OWN_CHECKS: Final = ("engine", "transfer", "monitor")
+"""Threads that have a check of their own."""
 
 Watch = Callable[[], str | None]
 """Why something fails, None if it does not. Must only look, never wait: the monitor's own thread calls it."""
@@ -79,6 +84,11 @@ class SocketCheck:
         self._due = 0.0
         self._asked: float | None = None
         self._found = Finding(None, None, None)
+
+    def connect(self) -> None:
+        """Asks anew over a new connection."""
+        self._pinger.connect()
+        self._asked = None
 
     def look(self, now: float) -> Finding:
         if self._asked is not None:
@@ -153,18 +163,17 @@ class WatchCheck:
 
 
 class LoopsCheck:
-    """Every other supervised loop is alive."""
+    """Every other thread is alive and gets on, and so do the periodic jobs."""
 
     name = "loops"
     affects: Affects = "liveness"
 
-    def __init__(self) -> None:
-        self.watches: dict[str, Watch] = {}
-        """By the loop's name. Replaced as a whole."""
+    def __init__(self, supervisor: Supervisor) -> None:
+        self._supervisor = supervisor
 
     def look(self, now: float) -> Finding:
-        found = {name: _asked(name, watch) for name, watch in self.watches.items()}
-        problems = [f"{name}: {problem}" for name, problem in found.items() if problem]
+        faults = self._supervisor.faults()
+        problems = [f"{name}: {fault}" for name, fault in faults.items() if name not in _OWN_CHECKS]
         return Finding("; ".join(problems) or None, None, now)
 
 
@@ -184,7 +193,6 @@ class _Look:
     made: float
     moved: float
     findings: tuple[tuple[Check, Finding], ...]
-    restarts: int
 
 
 class Monitor:
@@ -197,6 +205,7 @@ class Monitor:
         beat: Callable[[], float],
         transfers: TransferWorker,
         clock: Callable[[], float],
+        supervisor: Supervisor,
     ) -> None:
         """`is_alive`, `beat`: of the engine thread; the beat is when it last published a report."""
         self._beat = beat
@@ -204,15 +213,16 @@ class Monitor:
         self._wakeups = Mailbox()
         self._pinger = Pinger(endpoint)
         self._transfer = TransferCheck(transfers, clock, self._wakeups.wake)
-        self._loops = LoopsCheck()
-        engine = EngineCheck(is_alive, beat)
-        self._checks: tuple[Check, ...] = (engine, SocketCheck(self._pinger), self._transfer, self._loops)
+        self._supervisor = supervisor
+        self._socket = SocketCheck(self._pinger)
+        engine, loops = EngineCheck(is_alive, beat), LoopsCheck(supervisor)
+        self._checks: tuple[Check, ...] = (engine, self._socket, self._transfer, loops)
         self._registering = threading.Lock()
-        self._restarts = 0
-        self._look = _Look(clock(), clock(), (), 0)
+        self._look = _Look(clock(), clock(), ())
         self._passed = threading.Event()
         self._stop = threading.Event()
-        self._thread: Final = threading.Thread(target=self._run, name="monitor")
+        self._is_closed = False
+        self._thread: Final = SupervisedThread(supervisor, "monitor", self._run, longest_wait=_LONGEST_WAIT)
 
     def start(self) -> None:
         self._thread.start()
@@ -223,11 +233,6 @@ class Monitor:
             return ()
         checks = [check for check in self.report().checks if check.affects == "liveness"]
         return tuple(check for check in checks if not check.ok or check.age_seconds is None)
-
-    def watch(self, name: str, is_alive: Watch) -> None:
-        """Makes the life of a further loop part of the check `loops`. Another loop of this name is replaced."""
-        with self._registering:
-            self._loops.watches = {**self._loops.watches, name: is_alive}
 
     def add_check(self, name: str, watch: Watch, affects: Affects) -> None:
         """Adds a check by its own name. Readiness alone is for what a restart would not cure."""
@@ -244,51 +249,48 @@ class Monitor:
         """Everything as it was found last, and how the monitor itself does."""
         look, now = self._look, self._clock()
         checks = [_report(check, finding, now) for check, finding in look.findings]
-        loops = (
-            LoopReport("engine", now - self._beat(), 0),
-            LoopReport("transfer", now - look.moved, 0),
-            LoopReport("monitor", now - look.made, look.restarts),
+        # What has a check of its own shows its life in a better way than by what it has in hand.
+        ages = {"engine": now - self._beat(), "transfer": now - look.moved, "monitor": now - look.made}
+        loops = tuple(
+            replace(loop, beat_age_seconds=ages.get(loop.name, loop.beat_age_seconds))
+            for loop in self._supervisor.reports()
         )
-        return MonitorReport((*checks, self._own(now - look.made)), loops)
+        return MonitorReport((*checks, self._own(look, now)), loops)
 
     def stop(self) -> bool:
         """Ends the thread; False if it does not end, which a watch that waits is to blame for."""
         self._stop.set()
+        self._thread.ask_to_end()
         self._wakeups.wake()
         self._thread.join(_STOP_SECONDS)
-        return not self._thread.is_alive()
-
-    def _own(self, age: float) -> CheckReport:
-        problem = f"no look at the checks for {age:.1f} seconds" if age > STALE_SECONDS else None
-        if not self._thread.is_alive():
-            problem = "the monitor thread has ended"
-        return CheckReport("monitor", problem is None, problem, None, age, "liveness")
-
-    def _run(self) -> None:
-        try:
-            self._pinger.connect()
-            while not self._stop.is_set():
-                self._attempt()
-        except BaseException:
-            logger.exception("the monitor thread has ended")
-        finally:
+        if self._thread.is_alive():
+            return False
+        if not self._is_closed:
+            self._is_closed = True
             self._pinger.close()
             self._wakeups.close()
+        return True
 
-    def _attempt(self) -> None:
-        """A defect must not end the monitor, but while it lasts nothing is published, and that shows."""
-        try:
+    def _own(self, look: _Look, now: float) -> CheckReport:
+        age = now - look.made
+        problem = f"no look at the checks for {age:.1f} seconds" if age > STALE_SECONDS else None
+        if not look.findings:
+            problem = "no look at the checks yet"
+        if failure := self._thread.failure:
+            problem = failure.replace("the thread", "the monitor thread", 1)
+        return CheckReport("monitor", problem is None, problem, None, age, "liveness")
+
+    def _run(self, thread: SupervisedThread) -> None:
+        self._socket.connect()
+        while not self._stop.is_set():
             self._publish()
+            thread.rests()
             self._rest()
-        except Exception:
-            logger.exception("a defect: the monitor goes on")
-            self._restarts += 1
-            self._stop.wait(INTERVAL_SECONDS)
 
     def _publish(self) -> None:
         now = self._clock()
         findings = tuple((check, check.look(now)) for check in self._checks)
-        self._look = _Look(now, self._transfer.moved, findings, self._restarts)
+        self._look = _Look(now, self._transfer.moved, findings)
         vital = [finding for check, finding in findings if check.affects == "liveness"]
         if all(finding.problem is None and finding.seen is not None for finding in vital):
             self._passed.set()

@@ -43,6 +43,7 @@ from engine.errors import (
 from engine.health import MonitorReport
 from engine.settings import EngineSettings, L2Settings, QuotaSettings
 from engine.status import StatusReport
+from engine.supervision import SupervisedThread, Supervisor
 
 if TYPE_CHECKING:
     import zmq
@@ -67,7 +68,8 @@ class Runtime:
     """A started engine with its threads.
 
     Every method may be called from any thread. Reading is free of locks: a report is published by the engine thread
-    and only looked at here. `on_death` is called once, from the engine thread, if that ends by itself.
+    and only looked at here. `on_death` is called once, from the engine thread, when that has failed; after that it
+    tells its clients, and ends.
     """
 
     def __init__(
@@ -75,9 +77,11 @@ class Runtime:
         settings: EngineSettings,
         on_death: Callable[[BaseException], None],
         progress: Callable[[int], None] = lambda done: None,
+        supervisor: Supervisor | None = None,
     ) -> None:
         """Allocates L1, binds the data plane, starts the threads; returns when the monitor finds them alive.
 
+        `supervisor` is to watch the threads, and makes a part of the check `loops`; it may know others already.
         `progress` is called with the bytes of L1 allocated so far; what it raises ends the start. Raises StartError.
         """
         # PERF: torch takes a second to import, and HTTP must answer before that; so nothing above here imports it.
@@ -98,6 +102,7 @@ class Runtime:
         from engine.wire.messages import RegisterEngineDrivenReply
 
         self._on_death = on_death
+        supervisor = supervisor or Supervisor(time.monotonic)
         self._chunk_size = settings.chunk_size
         make_policy = policy_maker(settings.eviction_policy)
         self._context = zmq.Context()
@@ -120,20 +125,32 @@ class Runtime:
             self._mailbox = Mailbox()
             undo.callback(self._mailbox.close)
             copier = TorchCopier(self._arena.bytes, time.monotonic)
-            self._transfers = TransferWorker(copier, self._arena.discard, self._mailbox.post, time.monotonic)
-            self._tiers = TierGroup(make_l2_adapter, self._arena.memory, self._mailbox.post, time.monotonic)
+            self._transfers = TransferWorker(
+                copier, self._arena.discard, self._mailbox.post, time.monotonic, supervisor
+            )
+            self._tiers = TierGroup(make_l2_adapter, self._arena.memory, self._mailbox.post, time.monotonic, supervisor)
             undo.callback(self._tiers.stop)
             self._tiers.attach(settings.l2)
-            self._loop = loop = EngineLoop(engine, router, self._mailbox, self._transfers, self._tiers, time.monotonic)
-            self._thread = threading.Thread(target=self._run, name="engine")
+            # NOTE: Not begun again: a broken invariant may lead to wrong bytes, an empty cache does not.
+            self._thread = thread = SupervisedThread(supervisor, "engine", self._run, attempts=1)
+            self._loop = loop = EngineLoop(
+                engine, router, self._mailbox, self._transfers, self._tiers, time.monotonic, supervisor, thread.count
+            )
             self._monitor = Monitor(
-                self.endpoint, self._thread.is_alive, lambda: loop.published[0], self._transfers, time.monotonic
+                self.endpoint,
+                lambda: thread.state == "running",
+                lambda: loop.published[0],
+                self._transfers,
+                time.monotonic,
+                supervisor,
             )
             policies = {name: policy_maker(name) for name in policy_names()}
             self._advisor = Advisor(
-                traffic.references, policies, lambda: loop.published[1], time.monotonic, time.thread_time
+                traffic.references, policies, lambda: loop.published[1], time.monotonic, time.thread_time, supervisor
             )
-            self._recorder = Recorder(traffic.prompts, settings.recording, settings.chunk_size, time.monotonic)
+            self._recorder = Recorder(
+                traffic.prompts, settings.recording, settings.chunk_size, time.monotonic, supervisor
+            )
             self._helpers = (self._advisor.thread, self._recorder.thread)
             undo.pop_all()
         self._stopped = False
@@ -178,14 +195,6 @@ class Runtime:
         Raises RecordingError, and then records nothing, or EngineTimeoutError.
         """
         self._recorder.switch(enabled)
-
-    def watch(self, name: str, is_alive: Callable[[], str | None]) -> None:
-        """Makes the life of a loop of the service part of the check `loops`.
-
-        `is_alive` tells why the loop is not, None if it is. The monitor's thread calls it a few times a second, so it
-        must only look.
-        """
-        self._monitor.watch(name, is_alive)
 
     def ask(self, command: Command[A], timeout: float) -> A:
         """Has a command carried out between two requests.
@@ -345,6 +354,7 @@ class Runtime:
             return
         stuck = [] if self._monitor.stop() else ["monitor"]
         stuck += [helper.name for helper in self._helpers if not helper.stop()]
+        self._thread.ask_to_end()
         self._loop.stop()
         self._thread.join(_STOP_SECONDS)
         if self._thread.is_alive():
@@ -364,7 +374,6 @@ class Runtime:
     def _start_helpers(self, settings: EngineSettings) -> None:
         for helper in self._helpers:
             helper.start()
-            self._monitor.watch(helper.name, helper.problem)
         self._advisor.enable(settings.advisor_enabled)
         if settings.recording.enabled:
             try:
@@ -387,12 +396,15 @@ class Runtime:
         found = "; ".join(f"{check.name}: {check.detail or 'no answer yet'}" for check in failed)
         raise StartError(f"the engine does not come to life within {_FIRST_PASS_SECONDS:g} seconds: {found}")
 
-    def _run(self) -> None:
-        try:
-            self._loop.run()
-        except BaseException as error:
-            logger.exception("the engine thread has ended")
-            self._on_death(error)
+    def _run(self, thread: SupervisedThread) -> None:
+        self._loop.run(self._fail)
+
+    def _fail(self, error: BaseException) -> None:
+        """Called on the engine thread; whoever waits for it is answered after that."""
+        self._thread.fail(error)
+        failure = EngineStoppedError(f"the engine thread has ended: {type(error).__name__}: {error}")
+        failure.__cause__ = error
+        self._on_death(failure)
 
 
 def _bind(context: zmq.Context[zmq.Socket[bytes]], settings: EngineSettings) -> Router:

@@ -14,7 +14,7 @@ from queue import Empty, SimpleQueue
 from types import FrameType
 from typing import NoReturn
 
-from engine import EngineSettings, Runtime, StartError, l2_types, policy_names
+from engine import EngineSettings, Runtime, StartError, Supervisor, l2_types, policy_names
 from service import assets, cli, commands, descriptors, live, probes, stopping
 from service.access import AccessControl, exposures
 from service.allocation import StartProgress, StoppedError
@@ -75,7 +75,8 @@ def _run(arguments: cli.Arguments, *, validate_responses: bool) -> int:
         settings = source.load()
         lifecycle, logs, access = Lifecycle(), Logs(settings.log.level), AccessControl(settings.http.policy)
         config = _configuration(source, settings, lifecycle, logs, access)
-        watch = ConfigWatch(config)
+        supervisor = Supervisor()
+        watch = ConfigWatch(config, supervisor=supervisor)
         _catch_hangup(watch)
         document = Document.load(assets.openapi_path())
         context = Context(lifecycle.engine, document, lifecycle, access, logs, config)
@@ -86,7 +87,7 @@ def _run(arguments: cli.Arguments, *, validate_responses: bool) -> int:
     gc.freeze()
     gc.enable()
     with logs.written(sys.stderr, settings.log.format):
-        return _serve(settings, app, lifecycle, watch)
+        return _serve(settings, app, lifecycle, watch, supervisor)
 
 
 def run() -> None:
@@ -147,13 +148,13 @@ def _configuration(
     return Configuration(source, settings, file_state(source.file), appliers, lambda: lifecycle.engine() is not None)
 
 
-def _serve(settings: Settings, app: App, lifecycle: Lifecycle, watch: ConfigWatch) -> int:
+def _serve(settings: Settings, app: App, lifecycle: Lifecycle, watch: ConfigWatch, supervisor: Supervisor) -> int:
     sys.setswitchinterval(SWITCH_INTERVAL)
     few = descriptors.raise_limit()
     stops: Stops = SimpleQueue()
     _catch_signals(stops)
     try:
-        http = HttpServer(app, settings.http.host, settings.http.port, settings.http.threads, stops.put)
+        http = HttpServer(app, settings.http.host, settings.http.port, settings.http.threads, stops.put, supervisor)
     except ListenError as error:
         print(f"kvkeep does not start.\n{error}", file=sys.stderr)
         return FAILED
@@ -166,16 +167,18 @@ def _serve(settings: Settings, app: App, lifecycle: Lifecycle, watch: ConfigWatc
     http.start()
     watch.start()
     try:
-        return _serve_engine(settings, http, lifecycle, watch, stops)
+        return _serve_engine(settings, http, lifecycle, supervisor, stops)
     finally:
         watch.stop()
         http.stop()
 
 
-def _serve_engine(settings: Settings, http: HttpServer, lifecycle: Lifecycle, watch: ConfigWatch, stops: Stops) -> int:
+def _serve_engine(
+    settings: Settings, http: HttpServer, lifecycle: Lifecycle, supervisor: Supervisor, stops: Stops
+) -> int:
     notifier = Notifier(os.environ)
     try:
-        engine = _start(settings.engine, lifecycle, notifier, stops)
+        engine = _start(settings.engine, lifecycle, supervisor, notifier, stops)
     except StoppedError:
         _begin_to_stop(lifecycle, notifier)
         return _exit_code(stops.get())
@@ -183,7 +186,6 @@ def _serve_engine(settings: Settings, http: HttpServer, lifecycle: Lifecycle, wa
         stops.get()
         _begin_to_stop(lifecycle, notifier)
         return FAILED
-    engine.watch("config-watch", watch.problem)
     lifecycle.run(engine)
     try:
         print(f"kvkeep ready {engine.endpoint} {http.url}", flush=True)
@@ -199,7 +201,9 @@ def _serve_engine(settings: Settings, http: HttpServer, lifecycle: Lifecycle, wa
     return _exit_code(reason) if stopped else FAILED
 
 
-def _start(settings: EngineSettings, lifecycle: Lifecycle, notifier: Notifier, stops: Stops) -> Runtime | None:
+def _start(
+    settings: EngineSettings, lifecycle: Lifecycle, supervisor: Supervisor, notifier: Notifier, stops: Stops
+) -> Runtime | None:
     """The started engine, or None if that failed. Raises StoppedError."""
     progress = StartProgress(
         settings.l1_size,
@@ -209,7 +213,7 @@ def _start(settings: EngineSettings, lifecycle: Lifecycle, notifier: Notifier, s
         time.monotonic,
     )
     try:
-        return Runtime(settings, stops.put, progress)
+        return Runtime(settings, stops.put, progress, supervisor)
     except StoppedError:
         raise
     # NOTE: Whatever it is, it must be seen by probes and in the log rather than end the process; HTTP stays up, so

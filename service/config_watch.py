@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import logging
 import queue
-import threading
 from typing import Final
 
+from engine import SupervisedThread, Supervisor
 from service.appliers import ApplyError
 from service.configuration import Configuration, NoFileError, NotReadyError, ReloadRefusedError, Trigger
 from service.file_state import Settling, file_state
@@ -27,14 +27,14 @@ log = logging.getLogger("kvkeep")
 class ConfigWatch:
     """The thread `config-watch`."""
 
-    def __init__(self, config: Configuration, interval: float = INTERVAL) -> None:
+    def __init__(self, config: Configuration, interval: float = INTERVAL, supervisor: Supervisor | None = None) -> None:
         self._config = config
         self._interval = interval
         # NOTE: A SimpleQueue, since a signal handler puts into it. True asks for a reload, False for the end.
         self._calls: queue.SimpleQueue[bool] = queue.SimpleQueue()
         self._settling = Settling(config.seen)
         self._owed: Trigger | None = None
-        self._thread = threading.Thread(target=self._run, name="config-watch")
+        self._thread = SupervisedThread(supervisor or Supervisor(), "config-watch", self._run)
 
     def start(self) -> None:
         """Begins to look."""
@@ -46,20 +46,15 @@ class ConfigWatch:
 
     def stop(self) -> None:
         """Ends the thread after the reload that it may be in; waits for that with a time limit."""
+        self._thread.ask_to_end()
         self._calls.put(False)
         self._thread.join(STOP_GRACE)
 
-    def problem(self) -> str | None:
-        """Why nobody looks at the file any more; None while the thread runs."""
-        return None if self._thread.is_alive() else "the thread has ended"
-
-    def _run(self) -> None:
+    def _run(self, thread: SupervisedThread) -> None:
         while (call := self._next_call()) is not False:
-            try:
-                self._look(is_asked=call is True)
-            # NOTE: What goes wrong with one state of the file must not end the watch for the next.
-            except Exception:
-                log.exception("the configuration could not be reloaded")
+            thread.works()
+            self._look(is_asked=call is True)
+            thread.rests()
 
     def _next_call(self) -> bool | None:
         """None after an interval without a call."""

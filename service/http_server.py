@@ -17,7 +17,9 @@ from typing import Any
 
 from waitress import create_server, wasyncore
 from waitress.channel import HTTPChannel
+from waitress.task import ThreadedTaskDispatcher
 
+from engine import SupervisedThread, Supervisor
 from service.validation import BODY_LIMIT
 
 # Far above the application's limit, so that it is the application which refuses, in its own error shape.
@@ -26,6 +28,9 @@ STOP_GRACE = 5.0
 _BACKLOG = 128
 _WARNING_INTERVAL = 60.0
 _NO_RESERVE_WAIT = 0.05
+_POLL_SECONDS = 30.0
+_ATTEMPTS = 5
+"""Failures of the loop in a row after which it is given up: within two seconds."""
 
 log = logging.getLogger("kvkeep")
 
@@ -43,6 +48,14 @@ class Channel(HTTPChannel):  # type: ignore[misc]
     """
 
     _writing = False
+
+    def service(self) -> None:
+        """Called by the thread of a request, which has it in hand from here on."""
+        thread = threading.current_thread()
+        assert isinstance(thread, SupervisedThread)
+        thread.works()
+        super().service()
+        thread.rests()
 
     def writable(self) -> bool:
         """Asked by the loop; a thread that waits for the loop to write has more than the high watermark waiting."""
@@ -113,27 +126,62 @@ def _null() -> int | None:
         return None
 
 
+class Dispatcher(ThreadedTaskDispatcher):  # type: ignore[misc]
+    """Waitress's threads of requests, each of them supervised."""
+
+    def __init__(self, supervisor: Supervisor) -> None:
+        super().__init__()
+        self._supervisor = supervisor
+
+    def start_new_thread(self, target: Callable[[int], None], thread_no: int) -> None:
+        """Called by waitress; `target` returns when the thread shall end."""
+
+        def body(thread: SupervisedThread) -> None:
+            target(thread_no)
+            thread.ask_to_end()
+
+        # NOTE: A daemon, as waitress makes them: a request that does not end must not keep the process.
+        SupervisedThread(self._supervisor, f"waitress-{thread_no}", body, daemon=True).start()
+
+
 class HttpServer:
     """Serves one WSGI application."""
 
-    def __init__(self, app: Any, host: str, port: int, threads: int, on_death: Callable[[BaseException], None]) -> None:
+    def __init__(
+        self,
+        app: Any,
+        host: str,
+        port: int,
+        threads: int,
+        on_death: Callable[[BaseException], None],
+        supervisor: Supervisor | None = None,
+    ) -> None:
         """Binds and listens. Raises ListenError. `on_death` is called from its thread if the server ends by itself."""
+        supervisor = supervisor or Supervisor()
         self._socket = _bound(host, port)
         self.host, self.port = self._socket.getsockname()[:2]
         self._channels: dict[int, Any] = {}
+        dispatcher = Dispatcher(supervisor)
         self._server = create_server(
             app,
             map=self._channels,
+            _dispatcher=dispatcher,
             sockets=[self._socket],
-            threads=threads,
             ident="kvkeep",
             max_request_body_size=SERVER_BODY_LIMIT,
             backlog=_BACKLOG,
         )
         self._server.channel_class = Channel
-        self._on_death = on_death
+        dispatcher.set_thread_count(threads)
         self._stopping = False
-        self._thread = threading.Thread(target=self._serve, name="waitress")
+        self._thread = SupervisedThread(
+            supervisor,
+            "waitress",
+            self._serve,
+            attempts=_ATTEMPTS,
+            patience=2 * _POLL_SECONDS,
+            on_failure=on_death,
+        )
 
     @property
     def url(self) -> str:
@@ -148,8 +196,10 @@ class HttpServer:
     def stop(self) -> None:
         """Stops listening, lets running answers end, and ends the threads."""
         self._stopping = True
+        self._thread.ask_to_end()
         self._server.pull_trigger()
         self._thread.join()
+        self._server.task_dispatcher.shutdown(timeout=STOP_GRACE)
         # NOTE: Only here, where nobody else is left to use them: the trigger is a pipe, and writing to its number after
         # it was closed would write into whatever was opened since.
         for channel in list(self._server.active_channels.values()):
@@ -158,17 +208,14 @@ class HttpServer:
         wasyncore.close_all(self._channels)
         self._socket.close()
 
-    def _serve(self) -> None:
+    def _serve(self, thread: SupervisedThread) -> None:
         # NOTE: waitress's own loop ends by an exception in its thread only; this one looks at a flag between events,
         # and the trigger that waitress wakes itself with wakes it for the flag, too.
-        try:
-            while not self._stopping:
-                self._one_round(30.0)
-            self._drain()
-        except Exception as error:
-            self._on_death(error)
-        finally:
-            self._server.task_dispatcher.shutdown(timeout=STOP_GRACE)
+        while not self._stopping:
+            thread.works()
+            self._one_round(_POLL_SECONDS)
+            thread.rests()
+        self._drain()
 
     def _drain(self) -> None:
         self._server.accepting = False

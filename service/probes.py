@@ -6,6 +6,7 @@ from typing import Any
 
 from engine import CheckReport, MonitorReport
 from service.lifecycle import State
+from service.loop_view import loop_bodies
 
 Problems = tuple[str, ...]
 """What is wrong, each with the name of its check or phase; empty if a probe passes."""
@@ -29,7 +30,7 @@ def ready(state: State, report: MonitorReport) -> Problems:
 
 
 def details(state: State, report: MonitorReport) -> dict[str, Any]:
-    """What `verbose` adds to an answer: the phase, and every check."""
+    """What `verbose` adds to an answer: the phase, every check, and every loop."""
     return {
         "phase": state.phase,
         "failure": state.failure,
@@ -37,6 +38,7 @@ def details(state: State, report: MonitorReport) -> dict[str, Any]:
         "l1_bytes_per_second": state.l1.bytes_per_second,
         "l1_seconds_left": state.l1.seconds_left,
         "checks": [_check(check) for check in report.checks],
+        "loops": loop_bodies(report.loops),
     }
 
 

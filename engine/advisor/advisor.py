@@ -13,6 +13,7 @@ from engine.background import Background
 from engine.feed import Feed
 from engine.l1.partitions import MakePolicy
 from engine.status import StatusReport
+from engine.supervision import Supervisor
 from engine.traffic import References
 
 _READ_SHARE: Final = 0.05
@@ -30,6 +31,8 @@ _BATCH_KEYS: Final = 4096
 _PAUSE_SECONDS: Final = 0.02
 """Between two looks for notes."""
 _PUBLISH_SECONDS: Final = 1.0
+_PATIENCE_SECONDS: Final = 30.0
+"""A part that takes so long never ends, and takes the interpreter from the engine thread all the while."""
 
 
 class Advisor:
@@ -42,6 +45,7 @@ class Advisor:
         status: Callable[[], StatusReport],
         clock: Callable[[], float],
         cpu: Callable[[], float],
+        supervisor: Supervisor | None = None,
     ) -> None:
         """`status` is the engine's newest report, at no cost; `cpu` the seconds that the calling thread has run for."""
         self._feed = feed
@@ -62,7 +66,7 @@ class Advisor:
         """What the feed had dropped when the study began."""
         self._began = self._publish_at = clock()
         self._base = status()
-        self.thread: Final = Background("advisor", self._work)
+        self.thread: Final = Background("advisor", self._work, supervisor=supervisor, patience=_PATIENCE_SECONDS)
         self.report = self._reported(self._base)
         """The newest one. Replaced as a whole."""
 
@@ -73,6 +77,15 @@ class Advisor:
         self.thread.wake()
 
     def _work(self) -> float:
+        try:
+            return self._do_a_part()
+        except BaseException:
+            # NOTE: Another study is begun: who knows what this one was in the middle of.
+            self._study = None
+            raise
+
+    def _do_a_part(self) -> float:
+        """Returns the seconds to rest."""
         began, worked = self._clock(), self._cpu()
         status = self._status()
         self._begin_anew_if_needed(began, status)

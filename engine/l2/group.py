@@ -12,6 +12,7 @@ from engine.l2.base import L2Adapter
 from engine.l2.tier import L2Tier
 from engine.settings import L2Settings
 from engine.status import TierReport
+from engine.supervision import Supervisor
 
 OPEN_SECONDS: Final = 30.0
 """For the storage of a required tier to be reached at the start."""
@@ -27,12 +28,14 @@ class TierGroup:
         arena: memoryview,
         post: Callable[[Event], None],
         clock: Callable[[], float],
+        supervisor: Supervisor | None = None,
     ) -> None:
         """`make`: an adapter from settings; raises StartError."""
         self._make = make
         self._arena = arena
         self._post = post
         self._clock = clock
+        self._supervisor = supervisor or Supervisor()
         self._tiers: Mapping[str, L2Tier] = {}
         """Replaced as a whole."""
 
@@ -61,7 +64,8 @@ class TierGroup:
             for each in settings:
                 present = self._tiers.get(each.name)
                 if present is None or not _is_same(present.settings, each):
-                    former, present = present, L2Tier(each, self._make(each), self._arena, self._post, self._clock)
+                    former = present
+                    present = L2Tier(each, self._make(each), self._arena, self._post, self._clock, self._supervisor)
                     present.is_paused = former is not None and former.is_paused and _is_kept(former.settings, each)
                     present.start()
                     made.append(present)

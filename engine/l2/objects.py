@@ -101,6 +101,7 @@ class FindTask(Task):
 
     def _answer(self, present: tuple[bool, ...]) -> None:
         self._bench.post(Found(self._bench.clock(), self._effect.ticket, present))
+        self.is_answered = True
 
 
 class _MoveTask(Task):
@@ -122,6 +123,7 @@ class _MoveTask(Task):
     def _end(self, outcome: TierOutcome) -> None:
         self._bench.metering.ended(self.direction, outcome)
         self._bench.post(self._ended(self._bench.clock(), outcome))
+        self.is_answered = True
 
     @abstractmethod
     def _ended(self, now: float, outcome: TierOutcome) -> Event:

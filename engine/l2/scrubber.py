@@ -21,6 +21,7 @@ from engine.l2.objects import Bench
 from engine.l2.scrub_plan import ScrubPlan
 from engine.settings import ScrubSettings
 from engine.status import ScrubCounts, ScrubHold, ScrubReport
+from engine.supervision import SupervisedThread
 
 logger = logging.getLogger(__name__)
 
@@ -86,14 +87,16 @@ class Scrubber:
                 total=self._total,
             )
 
-    def run(self, adapter: L2Adapter) -> None:
+    def run(self, adapter: L2Adapter, thread: SupervisedThread) -> None:
         while not self._stopping:
             rest = self._rest()
             if rest > 0:
                 self._wake.wait(rest)
                 self._wake.clear()
             else:
-                self._step(adapter)
+                thread.works()
+                self._step(adapter, thread)
+                thread.rests()
         self._let_go()
 
     # The course of a pass
@@ -122,7 +125,7 @@ class Scrubber:
             self._let_go()
         return rest
 
-    def _step(self, adapter: L2Adapter) -> None:
+    def _step(self, adapter: L2Adapter, thread: SupervisedThread) -> None:
         """Goes on by an object. What the storage fails to do is tried again."""
         try:
             if self._scan is None:
@@ -133,6 +136,7 @@ class Scrubber:
                 self._check(adapter, self._object)
         except Exception as error:
             if not isinstance(error, L2Error):
+                thread.count(error)
                 logger.exception("a defect: the scrub of L2 %s", self._bench.tier)
             if self._object is None:
                 self._scan_failed(error)

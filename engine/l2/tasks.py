@@ -23,16 +23,18 @@ T = TypeVar("T")
 
 
 class Task(ABC):
-    """One thing to do. Exactly one of its methods is called, once, by any thread."""
+    """One thing to do. Any thread may do it; who waits is told once, whatever happens."""
 
     def __init__(self, since: float) -> None:
         self.since: Final = since
+        self.is_answered = False
+        """Who waits was told. Set behind the telling, so that what could not be told is told by somebody else."""
 
     @abstractmethod
     def perform(self, adapter: L2Adapter, header: memoryview) -> None:
         """Does it and tells who waits. `header`: memory of the thread's own, for the header of an object.
 
-        Raises L2Error, and then nobody was told anything.
+        Raises L2Error, and then nobody was told anything; after a defect `is_answered` knows.
         """
 
     @abstractmethod
@@ -103,9 +105,11 @@ class Call(Task, Generic[T]):
 
     def perform(self, adapter: L2Adapter, header: memoryview) -> None:
         self.answer.set_result(self._action(adapter))
+        self.is_answered = True
 
     def give_up(self, outcome: TierOutcome) -> None:
         self.answer.set_exception(TierError(f"the storage did not do it: {outcome}"))
+        self.is_answered = True
 
 
 class Probe(Task):
@@ -121,6 +125,8 @@ class Probe(Task):
             adapter.delete([_PROBE])
         else:
             adapter.contains([_PROBE])
+        self.is_answered = True
 
     def give_up(self, outcome: TierOutcome) -> None:
         """There will be another one."""
+        self.is_answered = True

@@ -13,6 +13,7 @@ import random
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from functools import partial
 from typing import Final, TypeVar
 
 from engine.errors import TierError
@@ -26,6 +27,7 @@ from engine.l2.scrubber import Scrubber
 from engine.l2.tasks import STALE_SECONDS, Call, Lane, Probe, Task
 from engine.settings import L2Settings
 from engine.status import ScrubHold, ScrubReport, TierOutcome, TierReport, TierState
+from engine.supervision import SupervisedThread, Supervisor
 
 logger = logging.getLogger(__name__)
 
@@ -43,6 +45,8 @@ _FIRST_OPEN_WAIT: Final = 0.2
 _LONGEST_OPEN_WAIT: Final = 10.0
 _BATCH: Final = 256
 """Objects that a clear deletes at once."""
+_STUCK_SECONDS: Final = 60.0
+"""In one call of the adapter, which should have ended it long ago."""
 
 
 class Side:
@@ -105,6 +109,7 @@ class L2Tier:
         arena: memoryview,
         post: Callable[[Event], None],
         clock: Callable[[], float],
+        supervisor: Supervisor | None = None,
     ) -> None:
         """`arena`: the bytes of L1, writable. `post` takes the answers, from the tier's threads."""
         self.settings = settings
@@ -135,14 +140,18 @@ class L2Tier:
         self._headers = mmap.mmap(-1, HEADER_BYTES * (readers + writers))
         headers = memoryview(self._headers)
         self._scrubber = Scrubber(self._bench, lambda: self.settings.scrub, self._hold)
-        self._threads = [threading.Thread(target=self._keep, name=f"l2-{settings.name}-keeper")]
-        scrub = threading.Thread(target=self._scrubber.run, args=(adapter,), name=f"l2-{settings.name}-scrubber")
-        self._threads.append(scrub)
+        self._supervisor = supervisor or Supervisor()
+        self._stuck: list[str] = []
+        """Threads that have been in one call for too long."""
+        thread = partial(SupervisedThread, self._supervisor)
+        self._threads = [
+            thread(f"l2-{settings.name}-keeper", self._keep),
+            thread(f"l2-{settings.name}-scrubber", partial(self._scrubber.run, adapter)),
+        ]
         for index in range(readers + writers):
             side, kind = (self._reading, f"r{index}") if index < readers else (self._writing, f"w{index - readers}")
             header = headers[index * HEADER_BYTES : (index + 1) * HEADER_BYTES]
-            name = f"l2-{settings.name}-{kind}"
-            self._threads.append(threading.Thread(target=self._serve, args=(side, header), name=name))
+            self._threads.append(thread(f"l2-{settings.name}-{kind}", partial(self._serve, side, header, [])))
 
     def start(self) -> None:
         for thread in self._threads:
@@ -163,7 +172,9 @@ class L2Tier:
             self._put(self._writing, SaveTask(self._bench, effect, now, lambda: self._cleared), now)
 
     def expire(self, now: float) -> None:
-        """Gives up what has waited too long for a thread."""
+        """Gives up what has waited too long for a thread, and looks for threads that do not come back."""
+        awake = self._supervisor.clock()
+        self._stuck = [thread.name for thread in self._threads[1:] if thread.age(awake) > _STUCK_SECONDS]
         for side in (self._reading, self._writing):
             for task in side.lane.drop(now - STALE_SECONDS):
                 task.give_up("late")
@@ -205,9 +216,11 @@ class L2Tier:
         """Why the tier does not work as it should; None if it does."""
         if not self._opened.is_set():
             return self._open_problem
-        dead = [thread.name for thread in self._threads if not thread.is_alive()]
-        if dead and not self._stop.is_set():
-            return f"threads have ended: {', '.join(dead)}"
+        idle = [thread.name for thread in self._threads if thread.failure]
+        if idle and not self._stop.is_set():
+            return f"threads have ended: {', '.join(idle)}"
+        if self._stuck:
+            return f"threads do not come back from the storage: {', '.join(self._stuck)}"
         failing = [f"{side.name}: {side.problem}" for side in (self._reading, self._writing) if side.is_failing]
         return "; ".join(failing) or None
 
@@ -231,6 +244,8 @@ class L2Tier:
         for side in (self._reading, self._writing):
             for task in side.lane.close():
                 task.give_up("unavailable")
+        for thread in self._threads:
+            thread.ask_to_end()
         deadline = self._clock() + timeout
         for thread in self._threads:
             if thread.ident is not None:
@@ -253,21 +268,35 @@ class L2Tier:
 
     # The threads that load and save
 
-    def _serve(self, side: Side, header: memoryview) -> None:
+    def _serve(self, side: Side, header: memoryview, in_hand: list[Task], thread: SupervisedThread) -> None:
+        """`in_hand` is this thread's, and outlives what ends this call."""
+        self._put_down(in_hand)
         while (task := side.lane.take()) is not None:
+            in_hand.append(task)
             side.count(1)
+            thread.works()
             try:
-                self._carry_out(side, task, header)
+                self._carry_out(side, task, header, thread)
             finally:
                 side.count(-1)
+                self._put_down(in_hand)
+            thread.rests()
 
-    def _carry_out(self, side: Side, task: Task, header: memoryview) -> None:
+    @staticmethod
+    def _put_down(in_hand: list[Task]) -> None:
+        """Whatever it was that ended the work on a task, who waits is told."""
+        while in_hand:
+            if not in_hand[-1].is_answered:
+                in_hand[-1].give_up("refused")
+            in_hand.pop()
+
+    def _carry_out(self, side: Side, task: Task, header: memoryview, thread: SupervisedThread) -> None:
         for attempt in range(_ATTEMPTS):
             if not side.begin(self._clock()):
                 task.give_up("unavailable")
                 return
-            outcome = self._try(side, task, header)
-            if outcome is None:
+            outcome = self._try(side, task, header, thread)
+            if outcome is None or task.is_answered:
                 return
             is_young = self._clock() - task.since < _RETRY_WITHIN
             if outcome != "unavailable" or attempt + 1 == _ATTEMPTS or not is_young or self._stop.is_set():
@@ -276,8 +305,8 @@ class L2Tier:
             self._metering.retried()
             self._stop.wait(_BACKOFF_SECONDS * 2**attempt * random.uniform(0.5, 1))
 
-    def _try(self, side: Side, task: Task, header: memoryview) -> TierOutcome | None:
-        """Why it was not done; None if it was."""
+    def _try(self, side: Side, task: Task, header: memoryview, thread: SupervisedThread) -> TierOutcome | None:
+        """Why it was not done; None if it was. Raises what is no Exception: some client libraries panic with that."""
         try:
             task.perform(self._adapter, header)
         except FullError:
@@ -287,21 +316,27 @@ class L2Tier:
         except L2Error as error:
             side.failed(self._clock(), str(error))
             return _outcome(error)
-        except Exception as error:
-            logger.exception("a defect: L2 %s could not do %s", side.name, type(task).__name__)
+        except BaseException as error:
             side.failed(self._clock(), f"a defect: {type(error).__name__}")
+            if not isinstance(error, Exception):
+                raise
+            logger.exception("a defect: L2 %s could not do %s", side.name, type(task).__name__)
+            thread.count(error)
             return "refused"
         side.succeeded()
         return None
 
     # The keeper: reaches the storage, looks at it from time to time, and does what operators want
 
-    def _keep(self) -> None:
-        self._open()
+    def _keep(self, thread: SupervisedThread) -> None:
+        if not self._opened.is_set():
+            self._open(thread)
         while not self._stop.is_set():
-            self._look()
+            thread.works()
+            self._look(thread)
             while self._works and not self._stop.is_set():
-                self._do_work()
+                self._do_work(thread)
+            thread.rests()
             self._wake.wait(_LOOK_SECONDS)
             self._wake.clear()
         # NOTE: The others may still be with the adapter: it is closed behind the last of them.
@@ -309,7 +344,7 @@ class L2Tier:
             thread.join()
         self._adapter.close()
 
-    def _open(self) -> None:
+    def _open(self, thread: SupervisedThread) -> None:
         wait = _FIRST_OPEN_WAIT
         while not self._stop.is_set():
             try:
@@ -318,6 +353,7 @@ class L2Tier:
                 if str(error) != self._open_problem:
                     logger.warning("L2 %s cannot be opened: %s", self.settings.name, error or repr(error))
                 self._open_problem = str(error) or repr(error)
+                _count_defect(error, thread)
                 self._stop.wait(wait * random.uniform(0.5, 1))
                 wait = min(2 * wait, _LONGEST_OPEN_WAIT)
             else:
@@ -326,7 +362,7 @@ class L2Tier:
                 logger.info("L2 %s is open", self.settings.name)
                 return
 
-    def _look(self) -> None:
+    def _look(self, thread: SupervisedThread) -> None:
         """Asks what is stored, and whether a storage that failed can be used again, though nobody wants anything."""
         for side, writes in ((self._reading, False), (self._writing, True)):
             if side.is_failing and not side.blocks(self._clock()):
@@ -335,7 +371,8 @@ class L2Tier:
             self._usage = self._adapter.used() or self._usage
         except L2Error as error:
             logger.debug("L2 %s does not tell what is stored: %s", self.settings.name, error)
-        except Exception:
+        except Exception as error:
+            thread.count(error)
             logger.exception("a defect: L2 %s could not tell what is stored", self.settings.name)
 
     def _hold(self) -> ScrubHold | None:
@@ -360,14 +397,15 @@ class L2Tier:
             self._works.append((name, action))
         self._wake.set()
 
-    def _do_work(self) -> None:
+    def _do_work(self, thread: SupervisedThread) -> None:
         name, action = self._works[0]
         try:
             action(self._adapter)
         except L2Error as error:
             done = self._work_done
             logger.warning("L2 %s: the %s ended early, after %d objects: %s", self.settings.name, name, done, error)
-        except Exception:
+        except Exception as error:
+            thread.count(error)
             logger.exception("a defect: the %s of L2 %s ended early", name, self.settings.name)
         finally:
             self._works.pop(0)
@@ -435,6 +473,12 @@ class L2Tier:
         if not self._opened.is_set():
             return "opening"
         return "failing" if problem else "open"
+
+
+def _count_defect(error: Exception, thread: SupervisedThread) -> None:
+    """What is in the closed list of an adapter's errors is none."""
+    if not isinstance(error, L2Error):
+        thread.count(error)
 
 
 def _outcome(error: L2Error) -> TierOutcome:

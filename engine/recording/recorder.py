@@ -19,6 +19,7 @@ from engine.recording.files import TraceFiles
 from engine.recording.lines import KEY_BYTES, TraceLines
 from engine.recording.report import RecordingReport
 from engine.settings import RecordingSettings
+from engine.supervision import Supervisor
 from engine.traffic import Prompt
 
 logger = logging.getLogger(__name__)
@@ -44,7 +45,12 @@ class Recorder:
     """The thread `recorder`. The methods may be called from any thread."""
 
     def __init__(
-        self, feed: Feed[Prompt], settings: RecordingSettings, chunk_size: int, clock: Callable[[], float]
+        self,
+        feed: Feed[Prompt],
+        settings: RecordingSettings,
+        chunk_size: int,
+        clock: Callable[[], float],
+        supervisor: Supervisor | None = None,
     ) -> None:
         self._feed = feed
         self._settings = settings
@@ -53,7 +59,7 @@ class Recorder:
         self._switches: SimpleQueue[tuple[bool, Future[None]]] = SimpleQueue()
         self._recording: _Recording | None = None
         """Of the thread."""
-        self.thread: Final = Background("recorder", self._work, self._end)
+        self.thread: Final = Background("recorder", self._work, self._end, supervisor=supervisor)
         self.report = RecordingReport(False, settings.folder)
         """The newest one. Replaced as a whole, by the thread."""
 
@@ -91,6 +97,9 @@ class Recorder:
             except RecordingError as error:
                 self.report = replace(self.report, problem=str(error))
                 done.set_exception(error)
+            except BaseException as error:
+                done.set_exception(RecordingError(f"a defect: {type(error).__name__}"))
+                raise
             else:
                 done.set_result(None)
 

@@ -7,7 +7,6 @@ is unmapped after the copies that were asked for before.
 from __future__ import annotations
 
 import logging
-import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from queue import SimpleQueue
@@ -29,6 +28,7 @@ from engine.events import (
     UnmapEnded,
 )
 from engine.layouts import KVLayout
+from engine.supervision import SupervisedThread, Supervisor
 
 logger = logging.getLogger(__name__)
 
@@ -80,6 +80,7 @@ class TransferWorker:
         discard: Callable[[int, int], None],
         post: Callable[[Event], None],
         clock: Callable[[], float],
+        supervisor: Supervisor | None = None,
     ) -> None:
         """`discard` gives the memory of a range of the arena back: start and end in bytes."""
         self._copier = copier
@@ -91,7 +92,10 @@ class TransferWorker:
         self._done = 0
         self.ended: str | None = None
         """Why the thread has ended by itself; None if it has not. Read by any thread."""
-        self._thread: Final = threading.Thread(target=self._run, name="transfer")
+        # NOTE: Not begun again: a copy or a mapping may be half done, and the engine is told that all have ended.
+        self._thread: Final = SupervisedThread(
+            supervisor or Supervisor(clock), "transfer", self._run, attempts=1, on_failure=self._failed
+        )
 
     def start(self) -> None:
         self._thread.start()
@@ -112,20 +116,20 @@ class TransferWorker:
         """
         if not self._stopping:
             self._stopping = True
+            self._thread.ask_to_end()
             self._tasks.put(None)
             self._thread.join(_STOP_SECONDS)
         return not self._thread.is_alive()
 
-    def _run(self) -> None:
-        try:
-            self._copier.prepare_thread()
-            while (task := self._tasks.get()) is not None and not self._stopping:
-                self._perform(task)
-                self._done += 1
-        except BaseException as error:
-            logger.exception("the transfer thread has ended")
-            self.ended = f"the transfer thread has ended: {error!r}"
-            self._post(TransfersEnded(self._clock(), self.ended))
+    def _run(self, thread: SupervisedThread) -> None:
+        self._copier.prepare_thread()
+        while (task := self._tasks.get()) is not None and not self._stopping:
+            self._perform(task)
+            self._done += 1
+
+    def _failed(self, error: BaseException) -> None:
+        self.ended = f"the transfer thread has ended: {error!r}"
+        self._post(TransfersEnded(self._clock(), self.ended))
 
     def _perform(self, task: Task) -> None:
         if isinstance(task, Sentinel):

@@ -17,14 +17,28 @@ LOOPS: Final = ("engine", "transfer", "monitor")
 
 
 def loop_series(loops: Sequence[LoopReport]) -> Iterator[Metric]:
-    """How fresh every loop is, and how often it was started again."""
+    """How fresh every loop is, whether it runs, and how often it has failed and was begun again."""
     ages = dict.fromkeys(LOOPS, 0.0) | {loop.name: loop.beat_age_seconds for loop in loops}
+    running = dict.fromkeys(LOOPS, False) | {loop.name: loop.state == "running" for loop in loops}
     restarts = dict.fromkeys(LOOPS, 0) | {loop.name: loop.restarts for loop in loops}
+    exceptions = dict.fromkeys(LOOPS, 0) | {loop.name: loop.exceptions for loop in loops}
     yield gauges(
         "kvkeep_loop_beat_age_seconds",
-        "Seconds since a loop last showed that it is alive.",
+        "Seconds since a loop last showed that it is alive; 0 while it waits for something to do.",
         ["loop"],
         [([name], age) for name, age in ages.items()],
+    )
+    yield gauges(
+        "kvkeep_loop_running",
+        "1 while a loop runs; 0 after a defect until it is begun again, and where it has ended.",
+        ["loop"],
+        [([name], is_running) for name, is_running in running.items()],
+    )
+    yield counters(
+        "kvkeep_loop_exceptions_total",
+        "Defects that a loop has met.",
+        ["loop"],
+        [([name], count) for name, count in exceptions.items()],
     )
     yield counters(
         "kvkeep_loop_restarts_total",

@@ -14,10 +14,11 @@ import pytest
 import zmq
 from falcon.testing import TestClient
 
-from engine import MIB, EngineSettings, Runtime
+from engine import MIB, EngineSettings, Runtime, SupervisedThread, Supervisor
 from engine.core import Engine
 from engine.events import Copy, Effect, Event
 from engine.loop import EngineLoop
+from engine.pins import Pins
 from engine.transfer.torch_copier import TorchCopier
 from engine.wire import messages as m
 from service.app import create_app
@@ -39,7 +40,9 @@ class Broken:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.monkeypatch = monkeypatch
         self.deaths: list[BaseException] = []
-        self.runtime = Runtime(EngineSettings(port=0, chunk_size=16, l1_size=MIB), self.deaths.append)
+        self.supervisor = Supervisor()
+        settings = EngineSettings(port=0, chunk_size=16, l1_size=MIB)
+        self.runtime = Runtime(settings, self.deaths.append, supervisor=self.supervisor)
         self._http = TestClient(create_app(context(self.runtime), validate_responses=True))
         self._zmq = zmq.Context()
         self._segment = Segment(4096)
@@ -119,11 +122,23 @@ def an_unbound_socket(broken: Broken) -> Iterator[None]:
 
 
 @contextmanager
-def a_loop_of_the_service_that_has_ended(broken: Broken) -> Iterator[None]:
-    why: list[str | None] = ["it has ended"]
-    broken.runtime.watch("config", lambda: why[0])
+def a_loop_that_has_ended(broken: Broken) -> Iterator[None]:
+    ended = SupervisedThread(broken.supervisor, "config", lambda thread: None)
+    ended.start()
     yield
-    why[0] = None
+    broken.supervisor.remove(ended)
+
+
+@contextmanager
+def a_job_that_fails_with_every_tick(broken: Broken) -> Iterator[None]:
+    def fail(pins: Pins, now: float) -> None:
+        raise KeyError("a defect")
+
+    tick = Pins.tick
+    broken.monkeypatch.setattr("engine.supervision.FAILURES_TO_TELL", 2)
+    broken.monkeypatch.setattr(Pins, "tick", fail)
+    yield
+    broken.monkeypatch.setattr(Pins, "tick", tick)
 
 
 @pytest.mark.parametrize(
@@ -132,7 +147,8 @@ def a_loop_of_the_service_that_has_ended(broken: Broken) -> Iterator[None]:
         (a_stalled_loop, "engine: no beat for"),
         (a_stalled_transfer, "transfer: nothing has moved for"),
         (an_unbound_socket, "socket: no answer to a ping within"),
-        (a_loop_of_the_service_that_has_ended, "loops: config: it has ended"),
+        (a_loop_that_has_ended, "loops: config: the thread has ended"),
+        (a_job_that_fails_with_every_tick, "loops: tick:pins: it has failed 2 times in a row: KeyError"),
     ],
 )
 def test_what_has_stopped_is_named_within_3_seconds_and_forgotten_within_3(
@@ -218,7 +234,7 @@ def test_a_monitor_that_is_stuck_is_named_when_its_findings_are_stale(broken: Br
     def wait() -> None:
         assert go_on.wait(20)
 
-    broken.runtime.watch("waits", wait)
+    broken.runtime._monitor.add_check("waits", wait, "liveness")
     name = "monitor: no look at the checks for 3."
     until(lambda: all(name in (broken.told(path) or "") for path in PROBES), "503", WITHIN + 1)
     go_on.set()

@@ -9,8 +9,18 @@ from typing import Any
 import pytest
 import zmq
 
-from engine import CheckReport, EngineStuckError, MonitorReport, Runtime, StartError
-from engine.monitor import INTERVAL_SECONDS, PATIENCE_SECONDS, EngineCheck, LoopsCheck, SocketCheck, TransferCheck
+from engine import CheckReport, EngineStuckError, LoopReport, MonitorReport, Runtime, StartError
+from engine.core import JOBS
+from engine.monitor import (
+    INTERVAL_SECONDS,
+    PATIENCE_SECONDS,
+    EngineCheck,
+    LoopsCheck,
+    SocketCheck,
+    TransferCheck,
+    WatchCheck,
+)
+from engine.supervision import SupervisedThread, Supervisor
 from engine.transfer.worker import Sentinel
 from engine.wire.pinger import Pinger, reachable
 from tests.support.polling import until
@@ -26,6 +36,11 @@ def passing(name: str, server: Runtime) -> bool:
 
 def check(name: str, server: Runtime) -> CheckReport:
     [found] = [each for each in server.checks().checks if each.name == name]
+    return found
+
+
+def loop(name: str, server: Runtime) -> LoopReport:
+    [found] = [each for each in server.checks().loops if each.name == name]
     return found
 
 
@@ -173,19 +188,30 @@ class TestTransferCheck:
 
 
 class TestLoopsCheck:
-    def test_it_names_every_loop_that_is_not_alive(self) -> None:
-        loops = LoopsCheck()
+    def test_it_names_every_thread_and_job_that_has_failed(self) -> None:
+        supervisor = Supervisor(lambda: 1.0)
+        loops = LoopsCheck(supervisor)
         assert loops.look(1.0).problem is None
-        loops.watches = {"a": lambda: None, "b": lambda: "no beat", "c": lambda: "it has ended"}
-        assert loops.look(1.0).problem == "b: no beat; c: it has ended"
+        for name in ("tick:a", "tick:b", "tick:c"):
+            job = supervisor.job(name)
+            for _ in range(5 if name != "tick:a" else 4):
+                job.failed(KeyError("secret"))
+        told = "it has failed 5 times in a row: KeyError"
+        assert loops.look(1.0).problem == f"tick:b: {told}; tick:c: {told}"
 
+    def test_what_has_a_check_of_its_own_is_not_named_twice(self) -> None:
+        supervisor = Supervisor(lambda: 1.0)
+        for name in ("engine", "transfer", "monitor", "advisor"):
+            supervisor.add(SupervisedThread(supervisor, name, lambda thread: None))
+        assert LoopsCheck(supervisor).look(1.0).problem == "advisor: the thread has ended"
+
+
+class TestWatchCheck:
     def test_a_watch_that_breaks_is_a_failure_of_its_own(self, caplog: pytest.LogCaptureFixture) -> None:
         def broken() -> str | None:
             raise KeyError("secret")
 
-        loops = LoopsCheck()
-        loops.watches = {"a": broken, "b": lambda: "no beat"}
-        assert loops.look(1.0).problem == "a: the check itself is broken: KeyError; b: no beat"
+        assert WatchCheck("a", broken, "liveness").look(1.0).problem == "the check itself is broken: KeyError"
         assert "the check of a is broken" in caplog.text
 
 
@@ -265,11 +291,11 @@ class TestMonitor:
         assert all(0 <= latency < 20 for latency in latencies.values())
 
     def test_every_loop_beats(self, server: Runtime) -> None:
-        assert [(loop.name, loop.restarts) for loop in server.checks().loops] == [
-            ("engine", 0),
-            ("transfer", 0),
-            ("monitor", 0),
-        ]
+        loops = {loop.name: loop for loop in server.checks().loops}
+        assert {"engine", "transfer", "monitor", "advisor", "recorder", *(f"tick:{job}" for job in JOBS)} == set(loops)
+        assert {(loop.state, loop.exceptions, loop.restarts, loop.problem) for loop in loops.values()} == {
+            ("running", 0, 0, None)
+        }
         assert all(0 <= loop.beat_age_seconds < 20 for loop in server.checks().loops)
 
     @pytest.mark.parametrize("host", ["0.0.0.0", "::"])
@@ -289,13 +315,16 @@ class TestMonitor:
         assert (report.failed_requests, report.dropped_messages, report.dropped_replies) == (0, 0, 0)
         assert (report.l1.hit_chunks, report.l1.missed_chunks) == (0, 0)
 
-    def test_a_loop_of_somebody_else_is_watched_by_name(self, server: Runtime) -> None:
+    def test_a_check_of_somebody_else_has_a_name(self, server: Runtime) -> None:
         why: list[str | None] = [None]
-        server.watch("config", lambda: why[0])
+        server._monitor.add_check("config", lambda: why[0], "liveness")
+        until(lambda: "config" in {each.name for each in server.checks().checks}, "it is looked at")
         why[0] = "it has ended"
-        until(lambda: check("loops", server).detail == "config: it has ended", "the loop is missed")
+        until(
+            lambda: [str(each) for each in server.checks().checks if not each.ok] == ["config: it has ended"], "named"
+        )
         why[0] = None
-        until(lambda: passing("loops", server), "the loop is back")
+        until(lambda: passing("config", server), "it is back")
 
     def test_a_readiness_check_is_told_from_the_others(self, server: Runtime) -> None:
         server._monitor.add_check("l2.fs", lambda: "no such folder", "readiness")
@@ -319,21 +348,23 @@ class TestMonitor:
             publish()
 
         monkeypatch.setattr(server._monitor, "_publish", sometimes)
-        until(lambda: server.checks().loops[-1].restarts == 2, "it goes on")
-        assert passing("monitor", server)
-        assert "a defect: the monitor goes on" in caplog.text
+        until(lambda: loop("monitor", server).restarts == 2, "it goes on")
+        until(lambda: passing("monitor", server), "it has looked again")
+        assert loop("monitor", server).exceptions == 2
+        assert "a defect: the thread monitor is begun again" in caplog.text
 
     def test_its_own_end_is_a_failure(self, server: Runtime, monkeypatch: pytest.MonkeyPatch) -> None:
         def end() -> None:
             raise SystemExit
 
         monkeypatch.setattr(server._monitor, "_publish", end)
-        until(lambda: check("monitor", server).detail == "the monitor thread has ended", "it is missed")
+        told = "the monitor thread has ended, and is begun again: SystemExit"
+        until(lambda: check("monitor", server).detail == told, "it is missed")
 
     def test_its_silence_is_a_failure(self, server: Runtime, monkeypatch: pytest.MonkeyPatch) -> None:
         go_on = threading.Event()
         monkeypatch.setattr("engine.monitor.STALE_SECONDS", 0.5)
-        server.watch("waits", waiting(go_on))
+        server._monitor.add_check("waits", waiting(go_on), "liveness")
         detail = until(lambda: check("monitor", server).detail, "it is missed")
         assert detail.startswith("no look at the checks for 0.")
         go_on.set()
@@ -344,7 +375,7 @@ class TestMonitor:
     ) -> None:
         at_work, go_on = threading.Event(), threading.Event()
         monkeypatch.setattr("engine.monitor._STOP_SECONDS", 0.05)
-        server.watch("waits", waiting(go_on, at_work))
+        server._monitor.add_check("waits", waiting(go_on, at_work), "liveness")
         assert at_work.wait(20)
         with pytest.raises(EngineStuckError, match="threads that do not end: monitor"):
             server.stop()

@@ -506,7 +506,8 @@ class TestDeath:
         server = start_server(on_death=deaths.append)
         monkeypatch.setattr(Engine, "handle", fail)
         until(lambda: not server._thread.is_alive(), "the engine thread has ended")
-        assert [repr(death) for death in deaths] == ["ValueError('a broken invariant')"]
+        assert [repr(death.__cause__) for death in deaths] == ["ValueError('a broken invariant')"]
+        assert str(deaths[0]) == "the engine thread has ended: ValueError: a broken invariant"
         with pytest.raises(EngineStoppedError):
             server.status()
         with pytest.raises(EngineStoppedError):

@@ -102,7 +102,7 @@ def watch() -> Iterator[object]:
     yield start
     for each in started:
         each.stop()
-        assert each.problem() == "the thread has ended"
+        assert not each._thread.is_alive()
 
 
 def outcome(config: Configuration) -> tuple[str, str]:
@@ -119,7 +119,7 @@ def test_a_changed_file_is_reloaded(file: Path, watch) -> None:
 
 
 def test_the_watch_runs_on_a_thread_of_its_own(file: Path, watch) -> None:
-    assert watch(configuration(file, None)).problem() is None
+    assert watch(configuration(file, None))._thread.is_alive()
     assert "config-watch" in {thread.name for thread in threading.enumerate()}
 
 
@@ -207,7 +207,7 @@ def test_without_a_file_sighup_is_told_in_the_log_and_the_watch_lives_on(watch, 
     running = watch(configuration(None, TunedEngine()))
     running.hang_up()
     until(lambda: "SIGHUP has no effect: the server was started without --config" in caplog.text, "the line")
-    assert running.problem() is None
+    assert running._thread.state == "running"
 
 
 def test_a_defect_does_not_end_the_watch(file: Path, watch, caplog) -> None:
@@ -218,4 +218,4 @@ def test_a_defect_does_not_end_the_watch(file: Path, watch, caplog) -> None:
     until(lambda: "a defect" in caplog.text, "the log")
     running.hang_up()
     until(lambda: caplog.text.count("RecursionError: a defect") == 2, "the second")
-    assert running.problem() is None
+    assert running._thread.is_alive()

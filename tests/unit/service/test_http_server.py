@@ -7,8 +7,10 @@ import threading
 import urllib.request
 
 import pytest
+from waitress import wasyncore
 
 from service.http_server import Channel, HttpServer, ListenError
+from tests.support.polling import until
 
 
 def ok(environ, start_response):
@@ -151,5 +153,25 @@ def test_a_loop_that_breaks_is_reported(monkeypatch: pytest.MonkeyPatch) -> None
 
     monkeypatch.setattr("service.http_server.wasyncore.loop", broken)
     server.start()
+    until(lambda: deaths, "it is given up")
     server.stop()
     assert [str(error) for error in deaths] == ["no more file descriptors"]
+    assert len(looped) == 5
+
+
+def test_a_loop_that_breaks_once_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    loop, errors = wasyncore.loop, [OSError("no more file descriptors")]
+
+    def broken(**options: object) -> None:
+        if errors:
+            raise errors.pop()
+        loop(**options)
+
+    monkeypatch.setattr("service.http_server.wasyncore.loop", broken)
+    server = HttpServer(ok, "127.0.0.1", 0, 1, never)
+    server.start()
+    try:
+        assert get(server) == b"ok"
+    finally:
+        server.stop()
+    assert not errors

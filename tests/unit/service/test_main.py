@@ -24,7 +24,11 @@ class FakeRuntime(FakeEngine):
     made: FakeRuntime | None = None
 
     def __init__(
-        self, settings: object, on_death: Callable[[BaseException], None], progress: Callable[[int], None]
+        self,
+        settings: object,
+        on_death: Callable[[BaseException], None],
+        progress: Callable[[int], None],
+        supervisor: object,
     ) -> None:
         super().__init__()
         self.progress = progress
@@ -35,9 +39,6 @@ class FakeRuntime(FakeEngine):
     @property
     def endpoint(self) -> str:
         return "tcp://127.0.0.1:1"
-
-    def watch(self, name: str, is_alive: Callable[[], str | None]) -> None:
-        """Nobody asks."""
 
     def drain(self, timeout: float) -> None:
         """Nothing runs."""
@@ -141,7 +142,11 @@ def test_a_stop_during_the_start_ends_it_at_once(monkeypatch, capsys) -> None:
     """The signal comes while L1 is being allocated."""
 
     def start(
-        self: FakeRuntime, settings: object, on_death: Callable[..., None], progress: Callable[..., None]
+        self: FakeRuntime,
+        settings: object,
+        on_death: Callable[..., None],
+        progress: Callable[..., None],
+        supervisor: object,
     ) -> None:
         on_death(signal.SIGTERM)
         progress(1)
@@ -159,7 +164,7 @@ def test_a_stop_during_the_start_ends_it_at_once(monkeypatch, capsys) -> None:
 def test_a_start_that_fails_is_told_and_with_its_stack_only_where_that_helps(
     monkeypatch, caplog, error: Exception, has_stack: bool
 ) -> None:
-    def start(self: FakeRuntime, settings: object, on_death: Callable[..., None], progress: object) -> None:
+    def start(self: FakeRuntime, settings: object, on_death: Callable[..., None], *more: object) -> None:
         on_death(signal.SIGTERM)
         raise error
 
@@ -178,7 +183,7 @@ def test_what_a_failed_start_had_is_free_while_http_goes_on_answering(monkeypatc
         def __del__(self) -> None:
             freed.set()
 
-    def start(self: FakeRuntime, settings: object, on_death: Callable[..., None], progress: object) -> None:
+    def start(self: FakeRuntime, settings: object, on_death: Callable[..., None], *more: object) -> None:
         memory = Memory()
         threading.Thread(target=lambda: (freed.wait(10), on_death(signal.SIGTERM))).start()
         raise StartError(f"it is held by this frame: {bool(memory)}")

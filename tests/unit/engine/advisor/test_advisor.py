@@ -143,7 +143,7 @@ def test_a_defect_does_not_end_it(
     with monkeypatch.context() as patch:
         patch.setattr(Study, "read", broken)
         serve(client, 1)
-        until(lambda: "a defect: the thread advisor goes on" in caplog.text, "the defect is logged")
+        until(lambda: "a defect: the thread advisor is begun again" in caplog.text, "the defect is logged")
     serve(client, 2)
     seen(server, 1)
     assert server.status().is_healthy

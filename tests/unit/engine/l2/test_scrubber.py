@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from engine.l2.scrubber import Scrubber
 from engine.l2.tier import L2Tier
 from engine.settings import MIB, ScrubSettings
 from engine.status import ScrubCounts, ScrubReport
+from engine.supervision import SupervisedThread, Supervisor
 from tests.support.polling import until
 from tests.unit.engine.l2.tiers import DOWN, SIZE, Bench, benches, key
 from tests.unit.engine.support import FakeClock
@@ -405,7 +407,7 @@ class TestOnDisk:
         shared = Shared("t", memoryview(b""), lambda event: None, clock, Metering(), quarantine)
         scrubber = Scrubber(shared, ScrubSettings, lambda: scrubber.stop() if scrubber._passes else None)
         scrubber.begin()
-        scrubber.run(adapter)
+        scrubber.run(adapter, SupervisedThread(Supervisor(), "scrubber", partial(scrubber.run, adapter)))
         return scrubber.report().latest, quarantine
 
     def test_rot_of_any_kind_is_found_and_nothing_else(
