@@ -39,6 +39,8 @@ class CopyEnded:
     job_id: int
     problem: str | None
     """Why not all bytes were moved; None if they were."""
+    lost_mapping: int | None = None
+    """The worker's mapping, if that is the reason: its memory is not there any more."""
 
 
 @dataclass(frozen=True, slots=True)

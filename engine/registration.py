@@ -149,6 +149,10 @@ class Registration:
         self._workers.changed()
         return [_warning(worker), *effects] if problem else effects
 
+    def mapping_lost(self, mapping_id: int, problem: str | None) -> list[Effect]:
+        """The memory behind a mapping is not there any more. Its worker is broken until it registers again."""
+        return self.map_ended(mapping_id, problem)
+
     def unmap_ended(self, mapping_id: int) -> list[Effect]:
         self._unmapping = {instance: mapping for instance, mapping in self._unmapping.items() if mapping != mapping_id}
         return [Reply(to, None) for to in self._unmapping_replies.pop(mapping_id, ())]

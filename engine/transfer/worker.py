@@ -34,6 +34,10 @@ class Sentinel:
 Task = Copy | Map | Unmap | Discard | Sentinel
 
 
+class MappingLostError(Exception):
+    """Memory of a worker that was mapped is not there any more; says which and why. Nothing can be copied any more."""
+
+
 class Copier(Protocol):
     """Moves bytes. All of it is called on the transfer thread."""
 
@@ -119,8 +123,7 @@ class TransferWorker:
         """None if the task goes on later."""
         match task:
             case Copy():
-                problem = self._attempt(lambda: self._copier.copy(task), "copy")
-                return CopyEnded(self._clock(), task.job_id, problem)
+                return self._copy(task)
             case Map():
                 problem = self._attempt(lambda: self._copier.map(task.mapping_id, task.layout), "map")
                 return MapEnded(self._clock(), task.mapping_id, problem)
@@ -129,6 +132,13 @@ class TransferWorker:
                 return UnmapEnded(self._clock(), task.mapping_id)
             case Discard():
                 return self._discard_piece(task)
+
+    def _copy(self, task: Copy) -> CopyEnded:
+        try:
+            problem = self._attempt(lambda: self._copier.copy(task), "copy")
+        except MappingLostError as lost:
+            return CopyEnded(self._clock(), task.job_id, str(lost), task.mapping_id)
+        return CopyEnded(self._clock(), task.job_id, problem)
 
     def _discard_piece(self, task: Discard) -> Event | None:
         end = min(task.start + _DISCARD_BYTES, task.end)
@@ -140,9 +150,14 @@ class TransferWorker:
 
     @staticmethod
     def _attempt(action: Callable[[], None], name: str) -> str | None:
-        """Whatever goes wrong with one task is that task's failure, and no reason to stop serving the others."""
+        """Whatever goes wrong with one task is that task's failure, and no reason to stop serving the others.
+
+        Raises MappingLostError, which is a failure of the tasks to come, too.
+        """
         try:
             action()
+        except MappingLostError:
+            raise
         except Exception as error:
             logger.warning("%s failed: %s", name, error, exc_info=not str(error))
             return str(error) or repr(error)
