@@ -8,10 +8,15 @@ from typing import Final
 
 _LINES: Final = 20
 _SECONDS: Final = 10.0
+_LONGEST: Final = 1000
+"""Characters of one warning: it may quote what a client has sent."""
 
 
 class WarningBudget:
-    """Logs at most 20 warnings in 10 seconds, and then how many were left out. Belongs to one thread."""
+    """Logs at most 20 warnings in 10 seconds, and then how many were left out. Belongs to one thread.
+
+    A long warning is cut.
+    """
 
     def __init__(self, logger: logging.Logger, clock: Callable[[], float]) -> None:
         self._logger = logger
@@ -27,4 +32,4 @@ class WarningBudget:
             self._since, self._lines = now, 0
         self._lines += 1
         if self._lines <= _LINES:
-            self._logger.warning("%s", text)
+            self._logger.warning("%s", text if len(text) <= _LONGEST else f"{text[:_LONGEST]}...")

@@ -51,6 +51,8 @@ logger = logging.getLogger(__name__)
 
 _BATCH: Final = 64
 """Messages handled before finished work is looked at again."""
+_BATCH_SECONDS: Final = 0.05
+"""The same, where messages are large."""
 _TICK_SECONDS: Final = 1.0
 _LINGER_SECONDS: Final = 1.0
 
@@ -174,8 +176,11 @@ class EngineLoop:
         looked, self._looked = self._looked, self._clock()
         for event in self._mailbox.take():
             self._handle(event)
+        until = self._looked + _BATCH_SECONDS
         for incoming in self._router.receive(_BATCH):
             self._serve(incoming, looked)
+            if self._clock() > until:
+                break
         now = self._clock()
         if now >= self._next_tick:
             self._next_tick = now + _TICK_SECONDS

@@ -33,6 +33,12 @@ from engine.workers import Worker, Workers
 _REMEMBERED = 10_000
 """Connections and unknown workers that are remembered, each; the oldest are forgotten first."""
 
+_MOST_WORKERS = 4096
+_LONGEST_PROBLEM = 500
+"""Characters: it may quote what a client has sent, and is kept and shown."""
+
+_FULL = f"{_MOST_WORKERS} workers are registered: no other one is, and its model's lookups may find what it cannot get"
+
 _payload_decoder = msgspec.msgpack.Decoder(EngineDrivenPayload)
 
 
@@ -107,6 +113,8 @@ class Registration:
         if same and old is not None and old.state == "mapping" and old.mapping_id is not None:
             self._mapping_replies[old.mapping_id].append(event.to)
             return []
+        if old is None and self._is_full():
+            return [Warn(_FULL), Reply(event.to, None)]
         worker = self._understood(event.now, message, frames)
         effects = self._replace(old, worker)
         if worker.state == "mapping" and isinstance(worker.layout, KVLayout):
@@ -126,6 +134,8 @@ class Registration:
         if old is not None and old.frames == frames:
             old.last_seen = event.now
             return [Reply(event.to, self._pool)]
+        if old is None and self._is_full():
+            raise RefusedError(_FULL)
         worker = _worker(event.now, payload.instance_id, payload.model_name, payload.world_size, layout, frames)
         return [*self._replace(old, worker), Reply(event.to, self._pool)]
 
@@ -181,6 +191,9 @@ class Registration:
                 effects += self._remove(worker)
         return effects
 
+    def _is_full(self) -> bool:
+        return len(self._workers) >= _MOST_WORKERS
+
     def _understood(self, now: float, message: RegisterKVCache, frames: tuple[bytes, ...]) -> Worker:
         layout, problem = None, self._transfers_ended
         try:
@@ -189,7 +202,7 @@ class Registration:
             )
             _check_world_size(message.world_size)
         except (LayoutError, RefusedError) as error:
-            problem = str(error)
+            problem = str(error)[:_LONGEST_PROBLEM]
         worker = _worker(now, message.instance_id, message.model_name, message.world_size, layout, frames)
         if problem is not None or layout is None:
             worker.state, worker.problem = "broken", problem

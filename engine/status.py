@@ -279,3 +279,5 @@ class StatusReport:
     """One for each direction and mode."""
     l1: L1Report
     l2: tuple[L2Report, ...]
+    cut_connections: tuple[tuple[str, int], ...] = ()
+    """Clients' connections that were cut off, by reason."""

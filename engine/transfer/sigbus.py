@@ -1,14 +1,14 @@
 """What happens when a client cuts its shared memory short while we read or write it.
 
-A touch behind the end of a mapped file raises SIGBUS, which ends the process. Looking at the file's size before does not
+A touch behind the end of a mapped file raises SIGBUS, which ends the process. Looking at the file's size before is no
 help against a client that cuts it during the copy. So the signal is caught: if the address lies in memory of a client
-that is being watched, that memory is replaced by an anonymous mapping, which is zeros, and is lost from then on; the
-copy goes on, and whoever asked for it looks afterwards whether the memory is still there. For any other address what
-was done about the signal before is done. The idea is that of systemd's `sigbus.c`.
+that is watched, that memory is replaced by an anonymous mapping, which is zeros, and is lost from then on; the copy
+goes on, and whoever asked for it looks afterwards whether the memory is still there. For any other address what was
+done about the signal before is done. The idea is that of systemd's `sigbus.c`.
 
-NOTE: The handler is Python. That is safe for the memory that is watched, since it is touched by nothing but the loops
-of numpy and torch that copy: these hold no lock that the handler could want, but maybe the interpreter's, which the same
-thread may take again.
+NOTE: The handler is Python. That is safe for the memory that is watched, since nothing but the loops of numpy and torch
+that copy touches it: they hold no lock that the handler could want, but maybe the interpreter's, which the same thread
+may take again.
 """
 
 from __future__ import annotations
