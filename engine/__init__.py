@@ -73,6 +73,7 @@ from engine.settings import (
 from engine.simulation import OPTIMAL, HitRatios, Trace, TraceError, parse_trace, simulate, simulated_policies
 from engine.status import (
     Cleared,
+    CutReason,
     KernelGroupReport,
     L1Report,
     L2Report,
@@ -103,6 +104,7 @@ __all__ = [
     "ClearAll",
     "Cleared",
     "Command",
+    "CutReason",
     "DeleteObjects",
     "Deleted",
     "DropPins",

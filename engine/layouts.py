@@ -25,7 +25,7 @@ DESCRIPTOR_VERSION: Final = 1
 FINGERPRINT_BYTES: Final = 16
 MAX_WORLD_SIZE: Final = 4096
 CUDA_HANDLE_ITEMS: Final = 8
-MAX_TENSORS: Final = 1024
+MAX_TENSORS: Final = 512
 MAX_GROUPS: Final = 64
 MAX_OBJECT_BYTES: Final = 1 << 40
 """Far beyond any model and any L1; what is larger is a mistake."""

@@ -18,13 +18,15 @@ class WarningBudget:
     A long warning is cut.
     """
 
-    def __init__(self, logger: logging.Logger, clock: Callable[[], float]) -> None:
+    def __init__(self, logger: logging.Logger, clock: Callable[[], float], level: int = logging.WARNING) -> None:
         self._logger = logger
+        self._level = level
         self._clock = clock
         self._since = clock()
         self._lines = 0
 
-    def __call__(self, text: str) -> None:
+    def __call__(self, text: str, *, exc_info: bool = False) -> None:
+        """`exc_info`: add the exception that is being handled."""
         now = self._clock()
         if now - self._since > _SECONDS:
             if self._lines > _LINES:
@@ -32,4 +34,5 @@ class WarningBudget:
             self._since, self._lines = now, 0
         self._lines += 1
         if self._lines <= _LINES:
-            self._logger.warning("%s", text if len(text) <= _LONGEST else f"{text[:_LONGEST]}...")
+            shown = text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
+            self._logger.log(self._level, "%s", shown, exc_info=exc_info)

@@ -40,6 +40,7 @@ from engine.events import (
 )
 from engine.histogram import Histogram
 from engine.l2.group import TierGroup
+from engine.logs import WarningBudget
 from engine.meters import LOOKUP_BOUNDS
 from engine.status import StatusReport
 from engine.transfer.worker import TransferWorker
@@ -120,6 +121,7 @@ class EngineLoop:
         self._transfers = transfers
         self._tiers = tiers
         self._clock = clock
+        self._defects = WarningBudget(logger, clock, logging.ERROR)
         self._stop = threading.Event()
         self._tickets = count()
         self._waiting: dict[int, Future[Any]] = {}
@@ -210,7 +212,7 @@ class EngineLoop:
         try:
             effects = self._engine.handle(RequestArrived(now, looked, incoming.to, incoming.message))
         except Exception:
-            logger.exception("a defect: %s could not be handled", type(incoming.message).__name__)
+            self._defects(f"a defect: {type(incoming.message).__name__} could not be handled", exc_info=True)
             self._router.fail(incoming.to, BY_MESSAGE[type(incoming.message)], "internal error")
         else:
             self._perform(effects)

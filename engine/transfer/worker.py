@@ -15,6 +15,7 @@ from typing import Final, Protocol
 
 from engine.events import Copy, CopyEnded, Discard, Discarded, Event, Map, MapEnded, TransfersEnded, Unmap, UnmapEnded
 from engine.layouts import KVLayout
+from engine.logs import WarningBudget
 
 logger = logging.getLogger(__name__)
 
@@ -72,6 +73,7 @@ class TransferWorker:
         self._discard = discard
         self._post = post
         self._clock = clock
+        self._warn = WarningBudget(logger, clock)
         self._tasks: SimpleQueue[Task | None] = SimpleQueue()
         self._stopping = False
         self._done = 0
@@ -148,8 +150,7 @@ class TransferWorker:
             return None
         return Discarded(self._clock(), problem)
 
-    @staticmethod
-    def _attempt(action: Callable[[], None], name: str) -> str | None:
+    def _attempt(self, action: Callable[[], None], name: str) -> str | None:
         """Whatever goes wrong with one task is that task's failure, and no reason to stop serving the others.
 
         Raises MappingLostError, which is a failure of the tasks to come, too.
@@ -159,6 +160,6 @@ class TransferWorker:
         except MappingLostError:
             raise
         except Exception as error:
-            logger.warning("%s failed: %s", name, error, exc_info=not str(error))
+            self._warn(f"{name} failed: {error}", exc_info=not str(error))
             return str(error) or repr(error)
         return None

@@ -17,21 +17,19 @@ import socket
 import struct
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
-from typing import Final, Literal, get_args
+from typing import Final, get_args
 
 import zmq
 
+from engine.status import CutReason
 from engine.wire import limits
-
-CutReason = Literal["queue", "open_message", "unread_replies", "frames", "connections"]
-"""Too much that waits; a message without an end; too much that is not read; a message of too many frames; too many
-connections."""
-REASONS: Final[tuple[CutReason, ...]] = get_args(CutReason)
 
 _EVENTS: Final = zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED
 _EVENT: Final = struct.Struct("=Hi")
 _ROUND_SECONDS: Final = 0.1
 """Between two looks at the same connection."""
+_OPEN_ROUNDS: Final = 5
+"""Looks at which the same message was still growing."""
 _SLICE: Final = 16
 """Connections looked at in a row: about 50 us, for which the engine thread may have to wait."""
 _SLICE_REST_MS: Final = 1
@@ -68,6 +66,10 @@ class _Connection:
         """Received before its traffic was counted."""
         self.received = 0
         """At the last look."""
+        self.open_rounds = 0
+        """Looks in a row at which the end of a long message had not come, and more of it had."""
+        self.taken = 0
+        """At the last look."""
         self.is_cut = False
 
     def look(self) -> tuple[int, int]:
@@ -82,7 +84,7 @@ class Connections:
 
     def __init__(self, warn: Callable[[str], None], clock: Callable[[], float]) -> None:
         """`warn` takes what an operator should read, on the watching thread."""
-        self.counts: Final[Counter[CutReason]] = Counter(dict.fromkeys(REASONS, 0))
+        self.counts: Final[Counter[CutReason]] = Counter(dict.fromkeys(get_args(CutReason), 0))
         """Connections that were cut off. Read by any thread."""
         self.settled = 0
         """Grows whenever the router has found that no whole message waits. Written by the engine thread."""
@@ -245,11 +247,17 @@ class Connections:
         traffic = connection.traffic
         forgiven = (self._clock() - connection.since) * limits.FORGIVEN_PER_SECOND
         taken = connection.before + traffic.taken + forgiven
-        # Whole messages that had come by the last look have been taken since.
+        # Whole messages that had come by the last look have been taken since, if the router has found no more of them.
         before, connection.received = connection.received, received
+        is_open = before - taken if has_settled else 0
+        if is_open > limits.MAX_OPEN_SLOWLY and received > before and traffic.taken == connection.taken:
+            connection.open_rounds += 1
+        else:
+            connection.open_rounds = 0
+        connection.taken = traffic.taken
         if received - taken > limits.MAX_QUEUE:
             self._cut(connection, "queue")
-        elif has_settled and before - taken > limits.MAX_OPEN:
+        elif is_open > limits.MAX_OPEN or connection.open_rounds >= _OPEN_ROUNDS:
             self._cut(connection, "open_message")
         elif traffic.sent - acked - forgiven > limits.MAX_UNREAD:
             self._cut(connection, "unread_replies")
@@ -270,7 +278,7 @@ class Connections:
 
 _SENTENCES: Final[dict[CutReason, str]] = {
     "queue": f"more than {limits.MAX_QUEUE} bytes of it wait",
-    "open_message": f"it sent more than {limits.MAX_OPEN} bytes of a message without an end",
+    "open_message": "it sent a message that does not end",
     "unread_replies": f"it does not read: {limits.MAX_UNREAD} bytes or {limits.SENT_MESSAGES} replies wait for it",
     "frames": f"it sent a message of more than {limits.MAX_FRAMES} frames",
     "connections": "there are too many connections",
