@@ -74,6 +74,7 @@ from engine.settings import (
 from engine.simulation import OPTIMAL, HitRatios, Trace, TraceError, parse_trace, simulate, simulated_policies
 from engine.status import (
     Cleared,
+    CutReason,
     KernelGroupReport,
     L1Report,
     L2Report,
@@ -107,6 +108,7 @@ __all__ = [
     "ClearAll",
     "Cleared",
     "Command",
+    "CutReason",
     "DeleteObjects",
     "Deleted",
     "DropPins",

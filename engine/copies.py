@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 
 from engine.events import Copy, CopyEnded, Effect, Piece, Reply, ReplyTo, RequestArrived
@@ -18,6 +19,9 @@ from engine.traffic import Traffic
 from engine.transfer.plan import NULL_BLOCK
 from engine.wire.messages import Retrieve, Store, TransferReply
 from engine.workers import Worker, Workers
+
+_MOST_COPIES = 1024
+"""Of one worker at the same time."""
 
 
 @dataclass(slots=True)
@@ -63,6 +67,8 @@ class Copies:
         self._max_age = max_age
         self.skipped_stores = 0
         self._jobs: dict[int, _Job] = {}
+        self._of_worker: Counter[int] = Counter()
+        """Running copies by instance id; none that are 0."""
         self._last_job = 0
 
     @property
@@ -116,12 +122,15 @@ class Copies:
 
     def is_copying(self, instance_id: int) -> bool:
         """True while a copy from or to this worker's blocks is under way."""
-        return any(job.instance_id == instance_id for job in self._jobs.values())
+        return instance_id in self._of_worker
 
     def ended(self, event: CopyEnded) -> list[Effect]:
         """Publishes what was stored, or releases what was read, and answers."""
         now, problem = event.now, event.problem
         job = self._jobs.pop(event.job_id)
+        self._of_worker[job.instance_id] -= 1
+        if not self._of_worker[job.instance_id]:
+            del self._of_worker[job.instance_id]
         if job.is_store and now > job.not_after:
             problem = problem or "the store took too long: its blocks may have had a new owner while they were read"
         effects: list[Effect] = []
@@ -157,6 +166,8 @@ class Copies:
             raise RefusedError(f"worker {instance_id} is not registered")
         if worker.mode != "lmcache_driven":
             raise RefusedError(f"worker {instance_id} copies by itself: it is registered as {worker.mode}")
+        if self._of_worker[instance_id] >= _MOST_COPIES:
+            raise RefusedError(f"{_MOST_COPIES} copies of worker {instance_id} have not ended")
         return worker
 
     def _not_after(self, event: RequestArrived) -> float:
@@ -178,6 +189,7 @@ class Copies:
         self._last_job += 1
         meter = self._meters.server_stores if is_store else self._meters.server_retrieves
         meter.begin()
+        self._of_worker[worker.instance_id] += 1
         self._jobs[self._last_job] = _Job(
             event.to,
             worker.instance_id,

@@ -142,7 +142,7 @@ class Engine:
             case RequestArrived():
                 return self._request(event)
             case CopyEnded():
-                return self._copies.ended(event)
+                return self._copy_ended(event)
             case MapEnded():
                 return self._registration.map_ended(event.now, event.mapping_id, event.problem)
             case UnmapEnded():
@@ -227,6 +227,12 @@ class Engine:
             self._refused_transfer(event)
             operation = BY_MESSAGE[type(message)]
             return [Warn(f"{operation.name} refused: {refusal}"), Reply(event.to, operation.failure)]
+
+    def _copy_ended(self, event: CopyEnded) -> list[Effect]:
+        effects = self._copies.ended(event)
+        if event.lost_mapping is not None:
+            effects += self._registration.mapping_lost(event.lost_mapping, event.problem)
+        return effects
 
     def _refused_transfer(self, event: RequestArrived) -> None:
         meter = self._meter_of.get(type(event.message))

@@ -43,6 +43,8 @@ class CopyEnded:
     """Of a store's slots, in the order of its pieces, if the copy wanted them."""
     corrupt: int | None = None
     """Which piece of a retrieve is not what was stored."""
+    lost_mapping: int | None = None
+    """The worker's mapping, if that is the reason: its memory is not there any more."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,6 +25,13 @@ DESCRIPTOR_VERSION: Final = 1
 FINGERPRINT_BYTES: Final = 16
 MAX_WORLD_SIZE: Final = 4096
 CUDA_HANDLE_ITEMS: Final = 8
+MAX_TENSORS: Final = 512
+MAX_GROUPS: Final = 64
+MAX_OBJECT_BYTES: Final = 1 << 40
+"""Far beyond any model and any L1; what is larger is a mistake."""
+_MOST_DIMENSIONS: Final = 16
+_WIDEST_INTEGER: Final = 1 << 62
+"""Sizes, strides and places stay below it, so that no sum or product of theirs is too large for 64 bits unnoticed."""
 _OBJECT_GROUP: Final = 0
 """A chunk of one shard is one object, with the blocks of all groups in it."""
 
@@ -200,6 +207,8 @@ def read_kv_layout(kv_caches: bytes, layout_hints: bytes, group_infos: bytes, ch
     hints = _read(layout_hints, LayoutHints, "layout_hints")
     infos = _read(group_infos, tuple[GroupInfo, ...], "engine_group_infos")
     infos = infos or (GroupInfo(0, tuple(range(len(descriptors)))),)
+    if len(infos) > MAX_GROUPS:
+        raise LayoutError(f"{len(infos)} groups are registered; {MAX_GROUPS} are possible")
     device = "cpu" if descriptors[0].type == "cpu_shm" else descriptors[0].type.partition("_")[0]
     kv_layout = hints.kv_layout or ("HND" if device == "cpu" else "NHD")
     layers = _read_layers(descriptors, kv_layout)
@@ -218,6 +227,8 @@ def read_kv_layout(kv_caches: bytes, layout_hints: bytes, group_infos: bytes, ch
 def slot_layout(payload: EngineDrivenPayload, chunk_size: int) -> SlotLayout:
     """The objects that an engine-driven registration describes. Raises LayoutError."""
     item_bytes = _item_bytes(payload.dtype_str)
+    if payload.block_size < 1:
+        raise LayoutError(f"block_size is {payload.block_size}")
     slots = chunk_size if payload.num_physical_slots is None else payload.num_physical_slots
     planes = () if payload.use_mla else (2,)
     shape = (*planes, payload.num_layers, slots, payload.hidden_dim_size)
@@ -257,6 +268,8 @@ def _read_descriptors(kv_caches: bytes) -> tuple[TensorDescriptor, ...]:
     extensions = _read(kv_caches, tuple[msgspec.msgpack.Ext, ...], "kv_caches")
     if not extensions:
         raise LayoutError("kv_caches is empty: a worker registers at least one tensor")
+    if len(extensions) > MAX_TENSORS:
+        raise LayoutError(f"{len(extensions)} tensors are registered; {MAX_TENSORS} are possible")
     descriptors = []
     for index, extension in enumerate(extensions):
         if extension.code != DESCRIPTOR_EXT:
@@ -278,10 +291,12 @@ def _check_descriptor(descriptor: TensorDescriptor, index: int) -> None:
     metadata = descriptor.metadata
     if metadata is None:
         raise LayoutError(f"{where} has no metadata")
-    if len(metadata.shape) != len(metadata.stride) or not metadata.shape:
+    if len(metadata.shape) != len(metadata.stride) or not 0 < len(metadata.shape) <= _MOST_DIMENSIONS:
         raise LayoutError(f"{where} has {len(metadata.shape)} sizes and {len(metadata.stride)} strides")
     if min(metadata.shape) < 1 or min(metadata.stride) < 0 or metadata.storage_offset < 0:
         raise LayoutError(f"{where} has a size below 1, or a negative stride or offset")
+    if max(*metadata.shape, *metadata.stride, metadata.storage_offset, _storage_bytes(descriptor)) > _WIDEST_INTEGER:
+        raise LayoutError(f"{where} has a size, a stride or a place above {_WIDEST_INTEGER}")
     last = sum((size - 1) * stride for size, stride in zip(metadata.shape, metadata.stride, strict=True))
     end = _item_bytes(metadata.dtype) * (metadata.storage_offset + last + 1)
     if end > _storage_bytes(descriptor):
@@ -293,7 +308,7 @@ def _storage_bytes(descriptor: TensorDescriptor) -> int:
     if descriptor.type == "cpu_shm":
         return descriptor.nbytes
     size = descriptor.handle[2] if len(descriptor.handle) == CUDA_HANDLE_ITEMS else 0
-    return size if isinstance(size, int) else 0
+    return size if type(size) is int else 0
 
 
 def _item_bytes(dtype: str) -> int:
@@ -365,7 +380,12 @@ def _layer(descriptor: TensorDescriptor, storage: int, kv_layout: str, where: st
     if not _is_dense(shape[form.block_dim + 1 :], stride[form.block_dim + 1 :]):
         raise LayoutError(f"{where} has gaps inside its blocks (shape {list(shape)}, stride {list(stride)})")
     num_blocks, block_stride = shape[form.block_dim], stride[form.block_dim]
-    if num_blocks > 1 and block_stride < block_elements:
+    if num_blocks == 1:
+        # The stride of a dimension of size 1 means nothing, and could be anything.
+        block_stride = block_elements
+    if block_stride < block_elements or (
+        form.block_dim and _planes_meet(stride[0], num_blocks, block_stride, block_elements)
+    ):
         raise LayoutError(f"{where} has blocks that overlap (shape {list(shape)}, stride {list(stride)})")
     return Layer(
         storage=storage,
@@ -381,6 +401,18 @@ def _layer(descriptor: TensorDescriptor, storage: int, kv_layout: str, where: st
     )
 
 
+def _planes_meet(plane_stride: int, num_blocks: int, block_stride: int, block_elements: int) -> bool:
+    """Whether a block of the second of two planes shares an element with one of the first.
+
+    The blocks of a plane lie `block_stride` apart, so only those next to where the second plane begins can meet it.
+    """
+    before, beyond = divmod(plane_stride, block_stride)
+    near = [beyond] if before < num_blocks else []
+    if before + 1 < num_blocks:
+        near.append(block_stride - beyond)
+    return any(distance < block_elements for distance in near)
+
+
 def _is_dense(shape: Sequence[int], stride: Sequence[int]) -> bool:
     """True if the elements fill one run without gaps; the stride of a dimension of size 1 means nothing."""
     expected = 1
@@ -394,7 +426,7 @@ def _is_dense(shape: Sequence[int], stride: Sequence[int]) -> bool:
 def _group(info: GroupInfo, layers: tuple[Layer, ...], chunk_size: int, infos: int) -> Group:
     where = f"group {info.engine_group_id}"
     indices = info.layer_indices or (tuple(range(len(layers))) if infos == 1 else ())
-    if not indices or max(indices) >= len(layers) or min(indices) < 0:
+    if not indices or max(indices) >= len(layers) or min(indices) < 0 or len(set(indices)) < len(indices):
         raise LayoutError(f"{where} names layers {list(indices)} of {len(layers)} tensors")
     members = tuple(layers[index] for index in indices)
     tokens = info.tokens_per_block or members[0].tokens
@@ -402,7 +434,10 @@ def _group(info: GroupInfo, layers: tuple[Layer, ...], chunk_size: int, infos: i
         raise LayoutError(f"the chunk size {chunk_size} is no multiple of the {tokens} tokens per block of {where}")
     if len({layer.num_blocks for layer in members}) > 1:
         raise LayoutError(f"the layers of {where} differ in their number of blocks")
-    return Group(info.engine_group_id, members, indices, tokens, chunk_size // tokens, members[0].num_blocks)
+    group = Group(info.engine_group_id, members, indices, tokens, chunk_size // tokens, members[0].num_blocks)
+    if group.chunk_bytes > MAX_OBJECT_BYTES:
+        raise LayoutError(f"a chunk of {where} has {group.chunk_bytes} bytes; {MAX_OBJECT_BYTES} are possible")
+    return group
 
 
 def _check_coverage(groups: Sequence[Group], tensors: int) -> None:

@@ -30,6 +30,9 @@ from engine.wire.messages import (
 )
 from engine.workers import Pin, Range, Reservation, Worker, Workers
 
+_MOST_PINS = 1024
+"""Retrieves of one worker that were prepared and not committed; a worker commits each before the next."""
+
 
 class Lending:
     """The worker's side of the protocol where the worker copies. Belongs to the engine thread.
@@ -130,6 +133,8 @@ class Lending:
         worker, layout, chunks = self._resolve(message.instance_id, message.key)
         if not chunks.count:
             raise RefusedError("the range to retrieve is empty")
+        if sum(map(len, worker.pins.values())) >= _MOST_PINS:
+            raise RefusedError(f"{_MOST_PINS} retrieves of worker {worker.instance_id} were prepared and not committed")
         entries = take_readable(self._cache, self._sessions, message.key.request_id, chunks)
         pin = Pin(entries, chunks.suffix_first, event.received)
         self._retrieves.begin()

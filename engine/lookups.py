@@ -24,6 +24,11 @@ from engine.workers import Pair, Workers
 # An incomplete chunk is no miss: what lookups ask for are complete ones.
 _COUNTED: Final = tuple(reason for reason in get_args(MissReason) if reason != "chunk_incomplete")
 
+_MOST_SESSIONS: Final = 16_384
+"""Requests in progress of one scheduler; far more than one has. Those that never end are forgotten after a while."""
+_MOST_WAITING: Final = 1024
+"""Who waits costs a look after each event."""
+
 
 class Prefix(NamedTuple):
     """The leading chunks of a prompt that are there."""
@@ -122,6 +127,8 @@ class Lookups:
         """
         pair = (key.model_name, key.world_size)
         self.end(client, key.request_id)
+        if self._sessions.count(client) >= _MOST_SESSIONS:
+            raise RefusedError(f"{_MOST_SESSIONS} requests of this client were looked up and not ended")
         session = Session(client, key.request_id, self._awake.now)
         self._sessions.add(session)
         if key.num_kv_readers < 0:
@@ -195,7 +202,7 @@ class Lookups:
         """The same, answered when it is known, or with nil after `timeout` seconds."""
         found = self.collect(now, to.client, request_id)
         session = self._sessions.get(to.client, request_id)
-        if found is not PENDING or session is None:
+        if found is not PENDING or session is None or len(self._waiting) >= _MOST_WAITING:
             return [Reply(to, found)]
         self._waiting.append(_Waiting(session, to, now + timeout if timeout > 0 else now))
         return []

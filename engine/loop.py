@@ -46,6 +46,7 @@ from engine.events import (
 )
 from engine.histogram import Histogram
 from engine.l2.group import TierGroup
+from engine.logs import WarningBudget
 from engine.meters import LOOKUP_BOUNDS
 from engine.status import StatusReport
 from engine.supervision import Supervisor
@@ -58,6 +59,8 @@ logger = logging.getLogger(__name__)
 
 _BATCH: Final = 64
 """Messages handled before finished work is looked at again."""
+_BATCH_SECONDS: Final = 0.05
+"""The same, where messages are large."""
 _TICK_SECONDS: Final = 1.0
 _LINGER_SECONDS: Final = 1.0
 _LAST_MESSAGES: Final = 10_000
@@ -132,6 +135,7 @@ class EngineLoop:
         self._transfers = transfers
         self._tiers = tiers
         self._clock = clock
+        self._defects = WarningBudget(logger, clock, logging.ERROR)
         self._stop = threading.Event()
         self._tickets = itertools.count()
         self._count = count
@@ -195,8 +199,11 @@ class EngineLoop:
         looked, self._looked = self._looked, self._clock()
         for event in self._mailbox.take():
             self._handle(event)
+        until = self._looked + _BATCH_SECONDS
         for incoming in self._router.receive(_BATCH):
             self._serve(incoming, looked)
+            if self._clock() > until:
+                break
         now = self._clock()
         if now >= self._next_tick:
             self._next_tick = now + _TICK_SECONDS
@@ -237,7 +244,7 @@ class EngineLoop:
         try:
             effects = self._engine.handle(RequestArrived(now, looked, incoming.to, incoming.message))
         except Exception as error:
-            logger.exception("a defect: %s could not be handled", type(incoming.message).__name__)
+            self._defects(f"a defect: {type(incoming.message).__name__} could not be handled", exc_info=True)
             self._count(error)
             del self._owed[incoming.to]
             self._router.fail(incoming.to, operation, "internal error")

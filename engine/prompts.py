@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from engine.hashing import BadTokensError, ChunkHasher, TokenArray
 from engine.keys import Namespace, namespace, salt_is_valid
+from engine.wire.limits import MAX_TOKENS
 from engine.wire.messages import Key
 from engine.workers import Range, Worker
 
@@ -77,9 +78,12 @@ class Prompts:
         if not salt_is_valid(key.cache_salt):
             raise RefusedError("the cache salt is longer than 128 characters or holds one of @ / \\ NUL")
         try:
-            return TokenArray.parse(bytes(key.token_ids))
+            tokens = TokenArray.parse(bytes(key.token_ids))
         except BadTokensError as error:
             raise RefusedError(str(error)) from None
+        if tokens.length > MAX_TOKENS:
+            raise RefusedError(f"the prompt has {tokens.length} tokens; {MAX_TOKENS} are possible")
+        return tokens
 
     def _hashes(self, tokens: TokenArray, chunks: int) -> Iterator[bytes]:
         try:

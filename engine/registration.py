@@ -35,9 +35,14 @@ from engine.workers import Worker, Workers
 _REMEMBERED = 10_000
 """Connections and unknown workers that are remembered, each; the oldest are forgotten first."""
 
+_MOST_WORKERS = 4096
+_LONGEST_PROBLEM = 500
+"""Characters: it may quote what a client has sent, and is kept and shown."""
 _QUIET_SECONDS = 10.0
 """Silence after which it is looked whether a worker's connection stands: the time between two pings."""
 _LONGEST_REMAP_WAIT = 60.0
+
+_FULL = f"{_MOST_WORKERS} workers are registered: no other one is, and its model's lookups may find what it cannot get"
 
 _payload_decoder = msgspec.msgpack.Decoder(EngineDrivenPayload)
 
@@ -115,6 +120,8 @@ class Registration:
         if same and old is not None and old.state == "mapping" and old.mapping_id is not None:
             self._mapping_replies[old.mapping_id].append(event.to)
             return []
+        if old is None and self._is_full():
+            return [Warn(_FULL), Reply(event.to, None)]
         worker = self._understood(message, frames)
         effects = self._replace(event.to.client, old, worker)
         if worker.state == "mapping" and isinstance(worker.layout, KVLayout):
@@ -134,6 +141,8 @@ class Registration:
         if old is not None and old.frames == frames:
             old.last_seen = self._awake.now
             return [Reply(event.to, self._pool)]
+        if old is None and self._is_full():
+            raise RefusedError(_FULL)
         worker = _worker(self._awake.now, payload.instance_id, payload.model_name, payload.world_size, layout, frames)
         return [*self._replace(event.to.client, old, worker), Reply(event.to, self._pool)]
 
@@ -161,6 +170,15 @@ class Registration:
         worker.remap_at = now + worker.remap_wait if problem else inf
         self._workers.changed()
         return [_warning(worker), *effects] if problem else effects
+
+    def mapping_lost(self, mapping_id: int, problem: str | None) -> list[Effect]:
+        """The memory behind a mapping is not there any more. Its worker is broken until it registers again."""
+        worker = self._workers.mapped(mapping_id)
+        if worker is None:
+            return []
+        worker.state, worker.problem = "broken", problem
+        self._workers.changed()
+        return [_warning(worker)]
 
     def unmap_ended(self, mapping_id: int) -> list[Effect]:
         self._unmapping = {instance: mapping for instance, mapping in self._unmapping.items() if mapping != mapping_id}
@@ -216,6 +234,9 @@ class Registration:
                 effects.append(Map(worker.mapping_id, worker.layout))
         return effects
 
+    def _is_full(self) -> bool:
+        return len(self._workers) >= _MOST_WORKERS
+
     def _understood(self, message: RegisterKVCache, frames: tuple[bytes, ...]) -> Worker:
         layout, problem = None, self._transfers_ended
         try:
@@ -224,7 +245,7 @@ class Registration:
             )
             _check_world_size(message.world_size)
         except (LayoutError, RefusedError) as error:
-            problem = str(error)
+            problem = str(error)[:_LONGEST_PROBLEM]
         worker = _worker(self._awake.now, message.instance_id, message.model_name, message.world_size, layout, frames)
         if problem is not None or layout is None:
             worker.state, worker.problem = "broken", problem

@@ -50,7 +50,9 @@ if TYPE_CHECKING:
 
     from engine.advisor.report import AdvisorReport
     from engine.l2.tier import L2Tier
+    from engine.logs import WarningBudget
     from engine.recording.report import RecordingReport
+    from engine.wire.connections import Connections
     from engine.wire.router import Router
 
 logger = logging.getLogger(__name__)
@@ -88,6 +90,7 @@ class Runtime:
         import zmq
 
         from engine.advisor.advisor import Advisor
+        from engine.background import Background
         from engine.core import Engine
         from engine.l1.arena import PREFIX, Arena, remove_leftovers
         from engine.l1.cache import L1Cache
@@ -99,6 +102,7 @@ class Runtime:
         from engine.transfer import leftovers
         from engine.transfer.torch_copier import TorchCopier
         from engine.transfer.worker import TransferWorker
+        from engine.wire.connections import Connections
         from engine.wire.messages import RegisterEngineDrivenReply
 
         self._on_death = on_death
@@ -106,9 +110,11 @@ class Runtime:
         self._chunk_size = settings.chunk_size
         make_policy = policy_maker(settings.eviction_policy)
         self._context = zmq.Context()
-        router = _bind(self._context, settings)
+        self._connections = Connections(_warnings(), time.monotonic)
+        router = _bind(self._context, settings, self._connections)
         with ExitStack() as undo:
             undo.callback(self._context.term)
+            undo.callback(self._connections.close)
             undo.callback(router.close)
             for left in remove_leftovers():
                 logger.warning("removed /dev/shm/%s, which a killed server had left behind", left)
@@ -151,12 +157,16 @@ class Runtime:
             self._recorder = Recorder(
                 traffic.prompts, settings.recording, settings.chunk_size, time.monotonic, supervisor
             )
+            self._watch = Background(
+                "connections", self._connections.work, self._connections.close, supervisor=supervisor
+            )
             self._helpers = (self._advisor.thread, self._recorder.thread)
             undo.pop_all()
         self._stopped = False
         self._tuning = threading.Lock()
         """Held while L1 is being resized."""
         self._l1_size = settings.l1_size
+        self._watch.start()
         self._transfers.start()
         self._thread.start()
         self._start_helpers(settings)
@@ -168,7 +178,7 @@ class Runtime:
         """The newest report, with what the monitor finds wrong. Raises EngineStoppedError once the engine has ended."""
         if not self._thread.is_alive():
             raise EngineStoppedError("the engine thread has ended")
-        report = self._loop.published[1]
+        report = replace(self._loop.published[1], cut_connections=tuple(self._connections.counts.items()))
         failing = self.checks().failing(liveness_only=True)
         found = tuple(str(check) for check in failing if check.detail not in report.problems)
         return replace(report, is_healthy=False, problems=(*report.problems, *found)) if found else report
@@ -359,6 +369,9 @@ class Runtime:
         self._thread.join(_STOP_SECONDS)
         if self._thread.is_alive():
             stuck.append("engine")
+        # NOTE: Behind the socket that is watched: libzmq waits for whoever reads what it tells of it.
+        elif not self._watch.stop():
+            stuck.append(self._watch.name)
         else:
             self._context.term()
         stuck += self._tiers.stop()
@@ -407,16 +420,21 @@ class Runtime:
         self._on_death(failure)
 
 
-def _bind(context: zmq.Context[zmq.Socket[bytes]], settings: EngineSettings) -> Router:
+def _warnings() -> WarningBudget:
+    from engine.logs import WarningBudget
+
+    return WarningBudget(logging.getLogger("engine.clients"), time.monotonic)
+
+
+def _bind(context: zmq.Context[zmq.Socket[bytes]], settings: EngineSettings, connections: Connections) -> Router:
     import zmq
 
-    from engine.logs import WarningBudget
     from engine.wire.router import Router
 
-    warn = WarningBudget(logging.getLogger("engine.clients"), time.monotonic)
     try:
-        return Router(context, settings.host, settings.port, warn)
+        return Router(context, settings.host, settings.port, _warnings(), connections)
     except zmq.ZMQError as error:
+        connections.close()
         context.term()
         raise StartError(
             f"cannot listen on {settings.host}:{settings.port}: {error.strerror}; another server may use that port: "

@@ -82,6 +82,7 @@ class Sessions:
     def __init__(self) -> None:
         self._sessions: dict[tuple[bytes, str], Session] = {}
         self._by_request: dict[str, list[Session]] = {}
+        self._of_client: dict[bytes, int] = {}
         self._roster = Roster[Session]()
 
     def __len__(self) -> int:
@@ -97,13 +98,21 @@ class Sessions:
     def get(self, client: bytes, request_id: str) -> Session | None:
         return self._sessions.get((client, request_id))
 
+    def count(self, client: bytes) -> int:
+        """How many requests of one scheduler are in progress."""
+        return self._of_client.get(client, 0)
+
     def add(self, session: Session) -> None:
+        self._of_client[session.client] = self.count(session.client) + 1
         self._sessions[session.client, session.request_id] = session
         session.seat = self._roster.add(session)
         self._by_request.setdefault(session.request_id, []).append(session)
 
     def remove(self, session: Session) -> None:
         del self._sessions[session.client, session.request_id]
+        left = self._of_client.pop(session.client) - 1
+        if left:
+            self._of_client[session.client] = left
         self._roster.remove(session.seat)
         others = self._by_request[session.request_id]
         others.remove(session)

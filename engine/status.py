@@ -36,6 +36,10 @@ MissReason = Literal[
 of the model is ready, so nothing can be promised. `not_remembered`: it was there once, and why it is not is forgotten.
 """
 
+CutReason = Literal["queue", "open_message", "unread_replies", "frames", "connections"]
+"""Why a client's connection is cut off: too much of it waits; a message without an end; too much that it does not read;
+a message of too many frames; too many connections."""
+
 RefusalReason = Literal["in_use", "fragmented", "quota"]
 """Why no room can be made for an object.
 
@@ -320,3 +324,5 @@ class StatusReport:
     """One for each direction and mode."""
     l1: L1Report
     l2: tuple[L2Report, ...]
+    cut_connections: tuple[tuple[CutReason, int], ...] = ()
+    """Clients' connections that were cut off, by reason."""

@@ -121,6 +121,9 @@ class Workers:
     def __iter__(self) -> Iterator[Worker]:
         return iter(self._by_id.values())
 
+    def __len__(self) -> int:
+        return len(self._by_id)
+
     def get(self, instance_id: int) -> Worker | None:
         return self._by_id.get(instance_id)
 

@@ -33,6 +33,7 @@ def status_body(report: StatusReport) -> dict[str, Any]:
         "failed_requests": report.failed_requests,
         "dropped_messages": report.dropped_messages,
         "dropped_replies": report.dropped_replies,
+        "cut_connections": dict(report.cut_connections),
         "storage_manager": _storage(report),
     }
 

@@ -16,9 +16,10 @@ import torch
 from engine.checksum import CorruptError, checksum
 from engine.events import Copy, Piece
 from engine.layouts import Group, KVLayout
-from engine.transfer.ipc import OpenError, open_storage, release_unused, wait_for
+from engine.transfer.ipc import OpenError, Storage, open_storage, release_unused, wait_for
 from engine.transfer.leftovers import remove_if_unused
 from engine.transfer.plan import WIDEST_ITEM, Stack, stacks, writable
+from engine.transfer.worker import MappingLostError
 
 logger = logging.getLogger(__name__)
 
@@ -56,7 +57,7 @@ class TorchCopier:
         """Opens a KV cache for copies. Raises CopyError."""
         try:
             self._caches[mapping_id] = _Cache(layout, self._beat)
-        except (OpenError, RuntimeError) as error:
+        except (OpenError, RuntimeError, OverflowError) as error:
             raise CopyError(str(error)) from None
 
     def unmap(self, mapping_id: int, abandoned: bool = False) -> None:
@@ -67,6 +68,7 @@ class TorchCopier:
         cache = self._caches.pop(mapping_id, None)
         if cache is not None:
             device, segments = cache.device, cache.segments
+            cache.close()
             del cache
             release_unused(device)
             for name in segments if abandoned else ():
@@ -76,11 +78,19 @@ class TorchCopier:
     def copy(self, job: Copy) -> tuple[bytes, ...]:
         """Moves all bytes of a job and returns when they have moved, with the checksums that a store wants.
 
-        Raises CopyError, and CorruptError where it meets an object that is corrupt; then only a part may have moved.
+        Raises CopyError, CorruptError where it meets an object that is corrupt, and MappingLostError if the worker's
+        memory is gone; then only a part may have moved, and what came from there may be zeros.
         """
         cache = self._caches.get(job.mapping_id)
         if cache is None:
             raise CopyError("the worker's memory is not mapped")
+        cache.check()
+        try:
+            return self._copy(job, cache)
+        finally:
+            cache.check()
+
+    def _copy(self, job: Copy, cache: _Cache) -> tuple[bytes, ...]:
         with cache.stream():
             wait_for(job.event_handle, cache.device)
             ids = [torch.tensor(group, dtype=torch.int64, device=cache.device) for group in job.block_ids]
@@ -133,17 +143,38 @@ class _Cache:
 
     def __init__(self, layout: KVLayout, beat: Callable[[], None]) -> None:
         used = {layer.storage for group in layout.groups for layer in group.layers}
-        storages = {index: open_storage(layout.descriptors[index], beat) for index in used}
         names = {layout.descriptors[index].shm_name.removeprefix("/") for index in used}
         self.segments: Final = sorted(names - {""})
         """Names of the shared memory it lies in."""
+        self._storages: Final[dict[int, Storage]] = {}
         self.groups: Final[list[_GroupRows]] = []
+        try:
+            for index in used:
+                self._storages[index] = open_storage(layout.descriptors[index], beat)
+            self._view(layout)
+        except BaseException:
+            self.close()
+            raise
+        self.device: Final = next(iter(self._storages.values())).bytes.device
+        self._stream = _new_stream(self.device)
+
+    def _view(self, layout: KVLayout) -> None:
+        """Raises RuntimeError if a storage is shorter than its tensors."""
         offset = 0
         for group in layout.groups:
-            self.groups.append(_GroupRows(group, storages, offset))
+            self.groups.append(_GroupRows(group, self._storages, offset))
             offset += group.chunk_bytes
-        self.device: Final = next(iter(storages.values())).device
-        self._stream = _new_stream(self.device)
+
+    def check(self) -> None:
+        """Raises MappingLostError if some of the memory is not the worker's any more."""
+        for storage in self._storages.values():
+            if problem := storage.problem():
+                raise MappingLostError(problem)
+
+    def close(self) -> None:
+        """To be called before the last reference is given up."""
+        for storage in self._storages.values():
+            storage.close()
 
     def stream(self) -> AbstractContextManager[object]:
         """Where the copies of this cache are queued."""
@@ -163,13 +194,13 @@ def _new_stream(device: torch.device) -> torch.cuda.Stream | None:
 class _GroupRows:
     """A group's stacks, and where its blocks are."""
 
-    def __init__(self, group: Group, storages: dict[int, torch.Tensor], offset: int) -> None:
+    def __init__(self, group: Group, storages: dict[int, Storage], offset: int) -> None:
         """`offset`: where the group's part of an object begins, in bytes."""
         self.blocks_per_chunk: Final = group.blocks_per_chunk
         self.tokens_per_block: Final = group.tokens_per_block
         self.rows: Final[list[_Rows]] = []
         for stack in stacks(group):
-            self.rows.append(_Rows(stack, storages[stack.storage], group.blocks_per_chunk, offset))
+            self.rows.append(_Rows(stack, storages[stack.storage].bytes, group.blocks_per_chunk, offset))
             offset += stack.planes * group.blocks_per_chunk * stack.block_bytes
 
 

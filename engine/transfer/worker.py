@@ -28,6 +28,7 @@ from engine.events import (
     UnmapEnded,
 )
 from engine.layouts import KVLayout
+from engine.logs import WarningBudget
 from engine.supervision import SupervisedThread, Supervisor
 
 logger = logging.getLogger(__name__)
@@ -46,6 +47,10 @@ class Sentinel:
 
 
 Task = Copy | Map | Unmap | Discard | Checksum | Sentinel
+
+
+class MappingLostError(Exception):
+    """Memory of a worker that was mapped is not there any more; says which and why. Nothing can be copied any more."""
 
 
 class Copier(Protocol):
@@ -87,6 +92,7 @@ class TransferWorker:
         self._discard = discard
         self._post = post
         self._clock = clock
+        self._warn = WarningBudget(logger, clock)
         self._tasks: SimpleQueue[Task | None] = SimpleQueue()
         self._stopping = False
         self._done = 0
@@ -165,7 +171,10 @@ class TransferWorker:
                 corrupt = error.piece
                 raise
 
-        problem = self._attempt(copy, "copy")
+        try:
+            problem = self._attempt(copy, "copy")
+        except MappingLostError as lost:
+            return CopyEnded(self._clock(), task.job_id, str(lost), lost_mapping=task.mapping_id)
         return CopyEnded(self._clock(), task.job_id, problem, checksums or (), corrupt)
 
     def _sum_up(self, task: Checksum) -> Summed:
@@ -183,12 +192,16 @@ class TransferWorker:
             return None
         return Discarded(self._clock(), problem)
 
-    @staticmethod
-    def _attempt(action: Callable[[], None], name: str) -> str | None:
-        """Whatever goes wrong with one task is that task's failure, and no reason to stop serving the others."""
+    def _attempt(self, action: Callable[[], None], name: str) -> str | None:
+        """Whatever goes wrong with one task is that task's failure, and no reason to stop serving the others.
+
+        Raises MappingLostError, which is a failure of the tasks to come, too.
+        """
         try:
             action()
+        except MappingLostError:
+            raise
         except Exception as error:
-            logger.warning("%s failed: %s", name, error, exc_info=not str(error))
+            self._warn(f"{name} failed: {error}", exc_info=not str(error))
             return str(error) or repr(error)
         return None

@@ -13,6 +13,7 @@ from typing import Any, Final, TypeVar
 
 import msgspec
 
+from engine.wire import limits
 from engine.wire import messages as m
 
 _T = TypeVar("_T")
@@ -30,6 +31,8 @@ class Argument:
 
     decode: Callable[[bytes], Any]
     encode: Callable[[Any], bytes]
+    limit: int = limits.MAX_FRAME
+    """Bytes; what is larger is refused before it is read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,8 +61,12 @@ def encode_value(value: object) -> bytes:
     return _encoder.encode(None if value is m.PENDING else value)
 
 
-def _typed(kind: type[_T]) -> Argument:
-    return Argument(msgspec.msgpack.Decoder(kind).decode, _encoder.encode)
+def _typed(kind: type[_T], limit: int) -> Argument:
+    return Argument(msgspec.msgpack.Decoder(kind).decode, _encoder.encode, limit)
+
+
+def _raw(limit: int) -> Argument:
+    return Argument(_same, _same, limit)
 
 
 def _integer(frame: bytes) -> int:
@@ -113,52 +120,67 @@ def _key(frame: bytes) -> m.Key:
     only = frame.find(_NEXT_NAME, 0, start) < 0 and frame.rfind(_NEXT_NAME, start, end) < 0
     if len(_TOKENS_NAME) <= start < end and only:
         with suppress(*_UNREADABLE):
-            key = _whole_key(frame[:start] + _NIL + frame[end:])
+            key = _whole_key(_texts(frame[:start] + _NIL + frame[end:]))
             return msgspec.structs.replace(key, token_ids=msgspec.Raw(frame[start:end]))
-    return _whole_key(frame)
+    key = _whole_key(frame)
+    _texts(frame[: len(frame) - len(bytes(key.token_ids))])
+    return key
+
+
+def _texts(frame: bytes) -> bytes:
+    """Checks the size of all of a key but its tokens."""
+    if len(frame) > limits.KEY_TEXTS:
+        raise msgspec.ValidationError(f"{len(frame)} bytes besides the tokens; {limits.KEY_TEXTS} are possible")
+    return frame
 
 
 def _same(frame: bytes) -> bytes:
     return frame
 
 
-_KEY = Argument(_key, _encoder.encode)
-_STR = _typed(str)
-_BYTES = _typed(bytes)
-_FLOAT = _typed(float)
-_INT = Argument(_integer, _encoder.encode)
-_BOOL = Argument(_truth, _encoder.encode)
-_INSTANCE = Argument(_instance, _encoder.encode)
-_BLOCKS = Argument(_blocks, _encoder.encode)
-_RAW = Argument(_same, _same)
+_KEY = Argument(_key, _encoder.encode, limits.KEY)
+_NAME = _typed(str, limits.NAME)
+_HANDLE = _typed(bytes, limits.HANDLE)
+_DATA = _typed(bytes, limits.MAX_FRAME)
+_FLOAT = _typed(float, limits.NUMBER)
+_INT = Argument(_integer, _encoder.encode, limits.NUMBER)
+_BOOL = Argument(_truth, _encoder.encode, limits.NUMBER)
+_INSTANCE = Argument(_instance, _encoder.encode, limits.NUMBER)
+_BLOCKS = Argument(_blocks, _encoder.encode, limits.BLOCK_IDS)
+_TENSORS = _raw(limits.DESCRIPTORS)
+_GROUPS = _raw(limits.GROUPS)
+_SMALL = _raw(limits.SMALL)
+_UNREAD = _raw(limits.MAX_FRAME)
 
 
 def _build() -> tuple[Operation, ...]:
     failed, no_slots, refused = m.TransferReply.FAILED, m.PrepareStoreReply(), m.PrepareRetrieveReply(False)
     pool = m.RegisterEngineDrivenReply()
     return (
-        Operation("register_kv_cache", 1, m.RegisterKVCache, (_INT, _RAW, _STR, _INT, _RAW, _RAW, _RAW), None),
+        Operation(
+            "register_kv_cache", 1, m.RegisterKVCache, (_INT, _TENSORS, _NAME, _INT, _SMALL, _SMALL, _GROUPS), None
+        ),
         Operation("unregister_kv_cache", 2, m.UnregisterKVCache, (_INT,), None),
         Operation("register_q_cache", 3, None, (), None),
         Operation("unregister_q_cache", 4, None, (), None),
         Operation("store_q", 5, None, (), failed),
-        Operation("store", 6, m.Store, (_KEY, _INT, _BLOCKS, _BYTES), failed),
-        Operation("retrieve", 7, m.Retrieve, (_KEY, _INT, _BLOCKS, _BYTES, _INT), failed),
-        Operation("lookup", 8, m.Lookup, (_KEY, _RAW), None),
-        Operation("query_prefetch_status", 9, m.QueryPrefetchStatus, (_STR,), 0),
-        Operation("wait_prefetch_status", 10, m.WaitPrefetchStatus, (_STR, _FLOAT), 0),
-        Operation("free_lookup_locks", 12, m.FreeLookupLocks, (_KEY, _RAW), None),
-        Operation("end_session", 13, m.EndSession, (_STR,), None),
-        Operation("register_kv_cache_engine_driven_context", 14, m.RegisterEngineDriven, (_RAW,), pool),
+        Operation("store", 6, m.Store, (_KEY, _INT, _BLOCKS, _HANDLE), failed),
+        Operation("retrieve", 7, m.Retrieve, (_KEY, _INT, _BLOCKS, _HANDLE, _INT), failed),
+        Operation("lookup", 8, m.Lookup, (_KEY, _UNREAD), None),
+        Operation("query_prefetch_status", 9, m.QueryPrefetchStatus, (_NAME,), 0),
+        Operation("wait_prefetch_status", 10, m.WaitPrefetchStatus, (_NAME, _FLOAT), 0),
+        Operation("free_lookup_locks", 12, m.FreeLookupLocks, (_KEY, _UNREAD), None),
+        Operation("end_session", 13, m.EndSession, (_NAME,), None),
+        Operation("register_kv_cache_engine_driven_context", 14, m.RegisterEngineDriven, (_SMALL,), pool),
         Operation("unregister_kv_cache_engine_driven_context", 15, m.UnregisterEngineDriven, (_INT,), None),
         Operation("prepare_store", 16, m.PrepareStore, (_KEY, _INT), no_slots),
-        Operation("commit_store", 17, m.CommitStore, (_KEY, _INT, _BYTES), False),
+        Operation("commit_store", 17, m.CommitStore, (_KEY, _INT, _DATA), False),
         Operation("prepare_retrieve", 18, m.PrepareRetrieve, (_KEY, _INT), refused),
         Operation("commit_retrieve", 19, m.CommitRetrieve, (_KEY, _INT), False),
         Operation("clear", 20, m.Clear, (_BOOL,), None),
         Operation("get_chunk_size", 21, m.GetChunkSize, (), None),
         Operation("ping", 22, m.Ping, (_INSTANCE,), False),
-        Operation("report_block_allocation", 23, m.ReportBlockAllocation, (_RAW, _RAW, _RAW), None),
+        Operation("report_block_allocation", 23, m.ReportBlockAllocation, (_UNREAD, _UNREAD, _UNREAD), None),
         Operation("noop", 24, m.Noop, (), "OK"),
         Operation("cb_register_rope", 25, None, (), None, answers=False),
         Operation("cb_unregister_rope", 26, None, (), None, answers=False),
@@ -169,7 +191,7 @@ def _build() -> tuple[Operation, ...]:
         Operation("p2p_unlock_objects", 31, None, (), None, answers=False),
         Operation("get_experimental", 32, m.GetExperimental, (), []),
         Operation("cb_protocol_handshake", 33, None, (), None, answers=False),
-        Operation("subscribe_kv_events", None, m.SubscribeKVEvents, (_INT, _STR, _INT, _INT), m.KVEventBatch()),
+        Operation("subscribe_kv_events", None, m.SubscribeKVEvents, (_INT, _NAME, _INT, _INT), m.KVEventBatch()),
         Operation("cb_reorder_plan", None, None, (), None, answers=False),
         Operation("server_module_call", None, None, (), None, answers=False),
     )
@@ -184,6 +206,8 @@ BY_MESSAGE: Final = {op.message: op for op in OPERATIONS if op.message is not No
 
 def find_operation(frame: bytes) -> Operation | None:
     """The operation an `op` frame names, by id or by name; None if there is no such operation."""
+    if len(frame) > limits.NAME:
+        return None
     try:
         named = _untyped.decode(frame)
     except _UNREADABLE:
@@ -200,6 +224,10 @@ def decode(operation: Operation, payload: Sequence[bytes]) -> m.Message:
     values = []
     # NOTE: Further frames are arguments of a newer client, which this version does not need.
     for index, (argument, frame) in enumerate(zip(operation.arguments, payload, strict=False)):
+        if len(frame) > argument.limit:
+            raise DecodeError(
+                f"argument {index} of {operation.name} has {len(frame)} bytes; {argument.limit} are possible"
+            )
         try:
             values.append(argument.decode(frame))
         except _UNREADABLE as error:

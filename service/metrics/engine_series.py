@@ -9,6 +9,7 @@ from prometheus_client.core import Metric
 
 from engine import (
     EMPTY_REPORT,
+    CutReason,
     L1Report,
     L2Report,
     LookupReport,
@@ -35,6 +36,7 @@ def engine_series(report: StatusReport | None, tiers: Sequence[L2Report]) -> Ite
     yield counter("kvkeep_failed_requests_total", "Requests answered with their failure value.", report.failed_requests)
     yield counter("kvkeep_dropped_messages_total", "Messages that cannot be answered.", report.dropped_messages)
     yield counter("kvkeep_dropped_replies_total", "Replies whose client had vanished.", report.dropped_replies)
+    yield _cut_connections(report)
     yield gauge("lmcache_mp_active_prefetch_jobs", "Lookups that wait for L2.", report.active_prefetch_jobs)
     yield from _lookups(report.lookups, report.l1, report.chunk_size)
     yield from _transfers(report.transfers)
@@ -48,6 +50,12 @@ def misses(by_reason: Sequence[tuple[str, int]]) -> Metric:
     counts = {**dict.fromkeys(MISS_REASONS, 0), **dict(by_reason)}
     description = "Lookups that did not find all chunks, by why the first of them was missing."
     return counters("kvkeep_lookup_misses_total", description, ["reason"], (([name], n) for name, n in counts.items()))
+
+
+def _cut_connections(report: StatusReport) -> Metric:
+    counts = {**dict.fromkeys(get_args(CutReason), 0), **dict(report.cut_connections)}
+    series = (([reason], count) for reason, count in counts.items())
+    return counters("kvkeep_cut_connections_total", "Clients' connections that were cut off.", ["reason"], series)
 
 
 def _workers(report: StatusReport) -> Metric:

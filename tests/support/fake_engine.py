@@ -283,6 +283,7 @@ HEALTHY = StatusReport(
     transfers=TRANSFERS,
     l1=L1,
     l2=(NVME, FAR),
+    cut_connections=(("queue", 3), ("frames", 1)),
 )
 WITHOUT_L2 = replace(HEALTHY, l2=())
 

@@ -292,7 +292,8 @@ class TestMonitor:
 
     def test_every_loop_beats(self, server: Runtime) -> None:
         loops = {loop.name: loop for loop in server.checks().loops}
-        assert {"engine", "transfer", "monitor", "advisor", "recorder", *(f"tick:{job}" for job in JOBS)} == set(loops)
+        threads = {"engine", "transfer", "monitor", "connections", "advisor", "recorder"}
+        assert threads | {f"tick:{job}" for job in JOBS} == set(loops)
         assert {(loop.state, loop.exceptions, loop.restarts, loop.problem) for loop in loops.values()} == {
             ("running", 0, 0, None)
         }

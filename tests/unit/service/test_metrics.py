@@ -35,6 +35,8 @@ TRUE_FROM_THE_START = ("kvkeep_config_reload_success", "kvkeep_config_last_reloa
         ("kvkeep_failed_requests_total", {}, 9),
         ("kvkeep_dropped_messages_total", {}, 10),
         ("kvkeep_dropped_replies_total", {}, 11),
+        ("kvkeep_cut_connections_total", {"reason": "queue"}, 3),
+        ("kvkeep_cut_connections_total", {"reason": "unread_replies"}, 0),
         ("kvkeep_hit_tokens_total", {"tier": "l1"}, 120 * TOKENS),
         ("kvkeep_hit_tokens_total", {"tier": "l2"}, 13 * TOKENS),
         ("kvkeep_prefetched_chunks_total", {}, 13),

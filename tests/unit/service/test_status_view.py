@@ -32,6 +32,7 @@ def test_the_body_says_what_the_report_says() -> None:
         "failed_requests": 9,
         "dropped_messages": 10,
         "dropped_replies": 11,
+        "cut_connections": {"queue": 3, "frames": 1},
     }
     assert storage == {
         "is_healthy": True,

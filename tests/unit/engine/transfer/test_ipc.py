@@ -32,7 +32,7 @@ def shm(name: str, nbytes: int = 4096) -> TensorDescriptor:
 
 def test_a_segment_is_its_bytes_both_ways(segment: MakeSegment) -> None:
     one = segment(5000)
-    storage = open_storage(shm(one.name, 5000))
+    storage = open_storage(shm(one.name, 5000)).bytes
     assert np.array_equal(storage.numpy(), one.bytes)
     storage[4999] = 7
     assert one.bytes[4999] == 7
@@ -41,11 +41,11 @@ def test_a_segment_is_its_bytes_both_ways(segment: MakeSegment) -> None:
 @pytest.mark.parametrize("slash", ["/", ""])
 def test_a_name_may_begin_with_a_slash_or_not(segment: MakeSegment, slash: str) -> None:
     one = segment(4096)
-    assert open_storage(shm(slash + one.name[1:])).numel() == 4096
+    assert open_storage(shm(slash + one.name[1:])).bytes.numel() == 4096
 
 
 def test_a_segment_may_be_longer_than_it_is_registered(segment: MakeSegment) -> None:
-    assert open_storage(shm(segment(8192).name, 100)).numel() == 100
+    assert open_storage(shm(segment(8192).name, 100)).bytes.numel() == 100
 
 
 def test_opening_much_memory_shows_that_it_moves_on(segment: MakeSegment, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -57,7 +57,7 @@ def test_opening_much_memory_shows_that_it_moves_on(segment: MakeSegment, monkey
 
 def test_a_segment_outlives_its_name_while_it_is_open(segment: MakeSegment) -> None:
     one = segment(4096)
-    storage = open_storage(shm(one.name))
+    storage = open_storage(shm(one.name)).bytes
     first = int(storage[0])
     one.remove()
     assert int(storage[0]) == first
@@ -65,7 +65,7 @@ def test_a_segment_outlives_its_name_while_it_is_open(segment: MakeSegment) -> N
 
 def test_letting_go_leaves_the_clients_segment_alone(segment: MakeSegment) -> None:
     one = segment(4096)
-    storage = open_storage(shm(one.name))
+    storage = open_storage(shm(one.name)).bytes
     del storage
     assert one.path.exists()
 
