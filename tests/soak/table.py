@@ -20,7 +20,7 @@ def _lines(outcome: Outcome) -> Iterator[str]:
     yield f"  {'slowest answer':44} {outcome.slowest:12.2f} s"
     yield from _section("HTTP", outcome.statuses)
     yield "takes of the machine, when nobody is there"
-    for name, value in (("before", outcome.before), ("after", outcome.after)):
+    for name, value in (("fresh", outcome.fresh), ("warm", outcome.before), ("end", outcome.after)):
         if value is not None:
             yield f"  {name:8} {_resources(value)}"
     yield f"  nothing was held any more after {', '.join(f'{each:.1f} s' for each in outcome.calm)}"
