@@ -8,7 +8,7 @@ import random
 import re
 import signal
 import sys
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -120,7 +120,7 @@ class Resources:
 
     def exact(self) -> dict[str, int]:
         """Those that have to be the same whenever nobody is there."""
-        return {each.name: getattr(self, each.name) for each in fields(self) if each.name != "anonymous"}
+        return {name: value for name, value in asdict(self).items() if name not in ("anonymous", "shared")}
 
 
 class SoakServer(Server):

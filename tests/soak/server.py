@@ -12,6 +12,7 @@ import threading
 from collections.abc import Sized
 from dataclasses import dataclass
 from pathlib import Path
+from queue import SimpleQueue
 from types import FrameType
 from typing import Any
 
@@ -73,13 +74,19 @@ class AuditedRuntime(Runtime):
         mappings = self._transfers._copier._caches  # type: ignore[attr-defined]
         auditor = Auditor(engine, self._arena.memory, mappings, int(os.environ["KVKEEP_SOAK_SEED"]))
         engine._commands[Audit] = auditor.audit
-        signal.signal(signal.SIGUSR1, self._asked)
+        # NOTE: A SimpleQueue, since a signal handler puts into it. A thread that stays, since threads are counted.
+        self._asked: SimpleQueue[int] = SimpleQueue()
+        signal.signal(signal.SIGUSR1, self._ask_for_audit)
+        threading.Thread(target=self._serve, name="audit", daemon=True).start()
 
-    def _asked(self, number: int, frame: FrameType | None) -> None:
-        threading.Thread(target=self._audit, name="audit").start()
+    def _ask_for_audit(self, number: int, frame: FrameType | None) -> None:
+        self._asked.put(number)
 
-    def _audit(self) -> None:
-        file = Path(os.environ["KVKEEP_SOAK_AUDIT"])
+    def _serve(self) -> None:
+        while self._asked.get():
+            self._audit(Path(os.environ["KVKEEP_SOAK_AUDIT"]))
+
+    def _audit(self, file: Path) -> None:
         try:
             found = self.ask(Audit(), ANSWER_SECONDS)
         except Exception as error:

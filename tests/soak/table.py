@@ -18,9 +18,12 @@ def _lines(outcome: Outcome) -> Iterator[str]:
     yield from _section("answered", {name.removeprefix("request "): count for name, count in requests.items()})
     yield from _section("seen", {name: count for name, count in outcome.counts.items() if name not in requests})
     yield f"  {'slowest answer':44} {outcome.slowest:12.2f} s"
+    yield "lost"
+    yield f"  {outcome.counts['stores that failed']} stores that were cleared, or too late, before they were published"
+    yield f"  {outcome.counts['retrieves that failed']} retrieves that came after the time of their leases"
     yield from _section("HTTP", outcome.statuses)
     yield "takes of the machine, when nobody is there"
-    for name, value in (("before", outcome.before), ("after", outcome.after)):
+    for name, value in (("fresh", outcome.fresh), ("warm", outcome.before), ("end", outcome.after)):
         if value is not None:
             yield f"  {name:8} {_resources(value)}"
     yield f"  nothing was held any more after {', '.join(f'{each:.1f} s' for each in outcome.calm)}"
