@@ -234,6 +234,20 @@ class AdapterSuite:
         assert seen == content
         assert bytes_of(read) == content
 
+    def test_who_inspects_it_sees_all_of_it_in_order(self, adapter: L2Adapter, memory: Memory) -> None:
+        content, seen = noise(3 * PAGE + 5), bytearray()
+        adapter.write(NAME, memory.hold(content))
+        read = memory.cut(len(content))
+        assert adapter.inspect(NAME, read, seen.extend) == len(content)
+        assert bytes_of(read) == content == seen
+
+    def test_who_inspects_what_has_another_size_is_told_its_size(self, adapter: L2Adapter, memory: Memory) -> None:
+        adapter.write(NAME, memory.hold(noise(PAGE)))
+        for size in (PAGE - 1, PAGE + 1):
+            assert adapter.inspect(NAME, memory.cut(size), lambda piece: None) == PAGE
+        with pytest.raises(AbsentError):
+            adapter.inspect("absent", memory.cut(PAGE), lambda piece: None)
+
     def test_an_object_that_is_too_long_does_not_run_over_the_buffers(
         self, adapter: L2Adapter, back_door: BackDoor, memory: Memory
     ) -> None:

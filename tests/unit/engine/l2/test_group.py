@@ -146,6 +146,17 @@ def test_another_adapter_under_the_same_name_takes_its_place(made: Fixture, chan
     assert made.answer(Save("fast", 1, made.slot())).outcome == "done"
 
 
+@pytest.mark.parametrize(("changes", "stays"), [({"threads": 1}, True), ({"options": {"capacity": 10 * SIZE}}, False)])
+def test_a_paused_tier_stays_paused_where_the_engine_takes_it_for_the_same(
+    made: Fixture, changes: dict[str, Any], stays: bool
+) -> None:
+    made.attach(FAST)
+    assert not made.group.get("fast").is_paused
+    made.group.get("fast").is_paused = True
+    made.attach(replace(FAST, **changes))
+    assert made.group.get("fast").is_paused is stays
+
+
 def test_when_a_tier_cannot_be_made_nothing_has_changed(made: Fixture) -> None:
     made.attach(FAST)
     tier = made.group.get("fast")
