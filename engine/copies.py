@@ -155,10 +155,9 @@ class Copies:
 
     def _verified(self, job: _Job, event: CopyEnded) -> list[Effect]:
         """Counts what a retrieve has held against its checksum; what is corrupt cannot be found any more."""
-        if event.corrupt is None:
-            self._integrity.verified(0 if event.problem else len(self._integrity.summed_up(job.entries)))
-            return []
-        return self._integrity.corrupt(job.entries[event.corrupt])
+        if event.problem is None or event.corrupt is not None:
+            self._integrity.verified(len(self._integrity.summed_up(job.entries[: event.corrupt])))
+        return [] if event.corrupt is None else self._integrity.corrupt(job.entries[event.corrupt])
 
     def _worker(self, instance_id: int) -> Worker:
         worker = self._workers.get(instance_id)

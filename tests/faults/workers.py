@@ -101,6 +101,10 @@ class ServerCopied(_Worker):
         """The bytes of these blocks, one after the other."""
         return self._segment.bytes.reshape(BLOCKS, BLOCK_BYTES)[list(blocks)].tobytes()
 
+    def erase(self, blocks: Sequence[int]) -> None:
+        """Zeros in all of these blocks."""
+        self._segment.bytes.reshape(BLOCKS, BLOCK_BYTES)[list(blocks)] = 0
+
     def _register(self) -> None:
         self._segment = Segment(BLOCKS * BLOCK_BYTES)
         tensor = cpu_tensor([BLOCKS, 2, BLOCK_TOKENS, 16], shm_name=self._segment.name)
@@ -117,16 +121,19 @@ class SelfCopying(_Worker):
 
     def store(self, tokens: Sequence[int], data: bytes, request: str = "r") -> bool:
         """Writes a prompt's chunks, of which none may be there."""
-        slots = self.prepare_store(tokens, request)
-        assert len(slots) == chunks_of(tokens)
-        for index, slot in enumerate(slots):
-            self.write(slot, data[index * OBJECT_BYTES : (index + 1) * OBJECT_BYTES])
-        return self.commit_store(tokens, request)
+        assert len(self.prepare_store(tokens, request)) == chunks_of(tokens)
+        return self.fill_and_commit(tokens, data, request)
 
     def prepare_store(self, tokens: Sequence[int], request: str = "r") -> list[dict[str, Any]]:
         reply = self.client.ask(m.PrepareStore(self._key(tokens, request), self.instance_id))
-        slots: list[dict[str, Any]] = reply["context"]["slots"]
-        return slots
+        self._lent: list[dict[str, Any]] = reply["context"]["slots"]
+        return self._lent
+
+    def fill_and_commit(self, tokens: Sequence[int], data: bytes, request: str = "r") -> bool:
+        """Writes so many bytes to the slots that were lent last."""
+        for index, slot in enumerate(self._lent):
+            self.write(slot, data[index * OBJECT_BYTES : (index + 1) * OBJECT_BYTES])
+        return self.commit_store(tokens, request)
 
     def write(self, slot: dict[str, Any], data: bytes) -> None:
         self._pool[slot["offset"] : slot["offset"] + slot["length"]] = np.frombuffer(data, np.uint8)

@@ -67,7 +67,7 @@ LIVENESS = st.sampled_from(
         Liveness(),
         Liveness(flag_reconnects=False),
         Liveness(session_ttl=60.0, lease_ttl=9000.0, reservation_ttl=50.0),
-        Liveness(registration_grace=20_000.0, worker_timeout=10_000.0),
+        Liveness(registration_grace=7_000.0, worker_timeout=5_000.0),
     ]
 )
 

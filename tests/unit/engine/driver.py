@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from itertools import count
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 from engine import EngineSettings, L2Settings, Liveness, LookReport, StatusReport
 from engine.commands import A, Command, Look
 from engine.core import Engine
 from engine.events import (
+    Checksum,
     CommandAsked,
     CommandDone,
     Continue,
@@ -32,6 +33,7 @@ from engine.events import (
     Reply,
     Save,
     Saved,
+    Summed,
     Tick,
     Unmap,
     UnmapEnded,
@@ -55,6 +57,7 @@ SLOT = ALIGNMENT
 
 
 T = TypeVar("T", Find, Load, Save)
+Task: TypeAlias = Copy | Map | Unmap | Discard | Checksum
 
 
 class Storage:
@@ -90,9 +93,11 @@ class Driver:
         liveness: Liveness | None = None,
         make_policy: MakePolicy = Policy,
         tiers: Sequence[L2Settings] = (),
+        verify: bool = False,
     ) -> None:
         """`slots`: L1 in slots of 4,096 bytes. `working`: what the engine wants done is done at once."""
-        settings = EngineSettings(chunk_size=16, liveness=liveness or Liveness(), l2=tuple(tiers))
+        liveness = liveness or Liveness()
+        settings = EngineSettings(chunk_size=16, liveness=liveness, l2=tuple(tiers), l1_verify=verify)
         self.cache = L1Cache(slots * SLOT, make_policy)
         self.traffic = Traffic()
         self.engine = Engine(settings, self.cache, POOL, self.traffic)
@@ -100,8 +105,8 @@ class Driver:
         self.working = working
         self.problem: str | None = None
         """What goes wrong with the work."""
-        self.pending: list[Copy | Map | Unmap | Discard] = []
-        self.done: list[Copy | Map | Unmap | Discard] = []
+        self.pending: list[Task] = []
+        self.done: list[Task] = []
         self.replies: dict[bytes, Any] = {}
         """By uid."""
         self.answers: dict[int, Any] = {}
@@ -160,15 +165,21 @@ class Driver:
         while self.pending:
             task = self.pending.pop(0)
             self.done.append(task)
-            match task:
-                case Copy():
-                    self.handle(CopyEnded(self.now, task.job_id, self.problem))
-                case Map():
-                    self.handle(MapEnded(self.now, task.mapping_id, self.problem))
-                case Unmap():
-                    self.handle(UnmapEnded(self.now, task.mapping_id))
-                case Discard():
-                    self.handle(Discarded(self.now, self.problem))
+            self.handle(self.outcome(task))
+
+    def outcome(self, task: Task) -> Event:
+        """How something ends that the engine wants done."""
+        match task:
+            case Copy():
+                return CopyEnded(self.now, task.job_id, self.problem)
+            case Map():
+                return MapEnded(self.now, task.mapping_id, self.problem)
+            case Unmap():
+                return UnmapEnded(self.now, task.mapping_id)
+            case Discard():
+                return Discarded(self.now, self.problem)
+            case Checksum():
+                return Summed(self.now, task.ticket, None)
 
     def work_in_l2(self, outcome: TierOutcome = "done", kind: type[Find | Load | Save] | None = None) -> None:
         """Lets L2 do all that is asked of it, or all of a kind, as far as this was asked before or follows from it."""
@@ -178,7 +189,11 @@ class Driver:
     def answer(self, task: Find | Load | Save, outcome: TierOutcome = "done") -> None:
         """Lets L2 do one thing, or fail to. What a tier does not have is absent."""
         self.storage.pending.remove(task)
-        self.handle(self.storage.answer(self.now, task, outcome))
+        self.handle(self.answered(task, outcome))
+
+    def answered(self, task: Find | Load | Save, outcome: TierOutcome) -> Event:
+        """How something ends that was asked of L2."""
+        return self.storage.answer(self.now, task, outcome)
 
     def asked(self, kind: type[T]) -> list[T]:
         """What L2 was asked for and has not done, in order."""

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from engine.checksum import CorruptError, checksum
 from engine.events import Copy, Piece
 from engine.layouts import read_kv_layout
 from engine.transfer.torch_copier import CopyError, TorchCopier
@@ -253,3 +254,46 @@ def test_the_segment_of_a_worker_that_is_gone_is_removed(abandoned: bool) -> Non
     copier.unmap(1, abandoned=abandoned)
     assert path.exists() is not abandoned
     path.unlink(missing_ok=True)
+
+
+def summed(offset: int, arena: np.ndarray, size: int) -> bytes:
+    return checksum(arena[offset : offset + size].tobytes())
+
+
+def test_a_store_returns_the_checksums_of_its_slots_as_they_are_then(plain: KVCache) -> None:
+    arena, size = arena_of("random"), 2 * plain.layout.object_bytes
+    found = copier_with(plain, arena).copy(job("store", ids_for(plain), slot_bytes=size))
+    assert found == tuple(summed(offset, arena, size) for offset in OFFSETS[:3])
+
+
+@pytest.mark.parametrize("direction", ["store", "retrieve"])
+def test_nobody_gets_checksums_who_does_not_want_them(plain: KVCache, direction: str) -> None:
+    assert copier_with(plain, arena_of("random")).copy(job(direction, ids_for(plain))) == ()
+
+
+def test_a_retrieve_moves_what_has_its_checksum(plain: KVCache) -> None:
+    arena, expected, ids, size = arena_of("random"), plain.contents(), ids_for(plain), plain.layout.object_bytes
+    for chunk, offset in enumerate(OFFSETS[:3]):
+        plain.put(expected, ids, chunk, arena[offset : offset + size].tobytes())
+    pieces = tuple(Piece(chunk, offset, summed(offset, arena, size)) for chunk, offset in enumerate(OFFSETS[:3]))
+    assert copier_with(plain, arena).copy(job("retrieve", ids, pieces=pieces, slot_bytes=size)) == ()
+    assert all(np.array_equal(one, other) for one, other in zip(plain.contents(), expected, strict=True))
+
+
+def test_a_retrieve_moves_nothing_of_what_is_corrupt(plain: KVCache) -> None:
+    arena, expected, ids, size = arena_of("random"), plain.contents(), ids_for(plain), plain.layout.object_bytes
+    plain.put(expected, ids, 0, arena[OFFSETS[0] : OFFSETS[0] + size].tobytes())
+    pieces = tuple(Piece(chunk, offset, summed(offset, arena, size)) for chunk, offset in enumerate(OFFSETS[:3]))
+    arena[OFFSETS[1] + size - 1] ^= 1
+    with pytest.raises(CorruptError) as raised:
+        copier_with(plain, arena).copy(job("retrieve", ids, pieces=pieces, slot_bytes=size))
+    assert raised.value.piece == 1
+    assert all(np.array_equal(one, other) for one, other in zip(plain.contents(), expected, strict=True))
+
+
+def test_a_checksum_is_a_sign_of_life(plain: KVCache) -> None:
+    arena = arena_of("random")
+    copier = copier_with(plain, arena)
+    before = copier.beats
+    assert copier.checksum(OFFSETS[1], 100) == summed(OFFSETS[1], arena, 100)
+    assert copier.beats > before

@@ -9,7 +9,9 @@ from queue import Empty, SimpleQueue
 
 import pytest
 
+from engine.checksum import CorruptError
 from engine.events import (
+    Checksum,
     Copy,
     CopyEnded,
     Discard,
@@ -17,6 +19,7 @@ from engine.events import (
     Event,
     Map,
     MapEnded,
+    Summed,
     TransfersEnded,
     Unmap,
     UnmapEnded,
@@ -55,6 +58,11 @@ class FakeCopier:
     def copy(self, job: Copy) -> None:
         self._note("copy", job.job_id)
         self.on_copy(job)
+
+    def checksum(self, offset: int, size: int) -> bytes:
+        self._note("checksum", (offset, size))
+        self.on_map(offset)
+        return b"%d" % offset
 
     def discard(self, start: int, end: int) -> None:
         self._note("discard", (start, end))
@@ -283,3 +291,36 @@ def test_it_beats_with_every_task_and_every_piece_of_one(worker: TransferWorker,
     assert worker.beats == 1
     go_on.set()
     until(lambda: worker.beats == 2, "the task is done")
+
+
+def test_checksums_are_answered_in_the_order_of_their_slots(
+    worker: TransferWorker, copier: FakeCopier, events: Events
+) -> None:
+    worker.start()
+    worker.submit(Checksum(5, ((4096, 10), (0, 20))))
+    assert events.next() == Summed(1000.0, 5, (b"4096", b"0"))
+    assert copier.calls[1:] == [("checksum", (4096, 10)), ("checksum", (0, 20))]
+
+
+def test_where_one_checksum_cannot_be_had_there_is_none(
+    worker: TransferWorker, copier: FakeCopier, events: Events
+) -> None:
+    def fail(offset: int) -> None:
+        raise OSError(f"no {offset}")
+
+    copier.on_map = fail
+    worker.start()
+    worker.submit(Checksum(5, ((0, 10),)))
+    assert events.next() == Summed(1000.0, 5, None)
+
+
+def test_a_copy_that_meets_a_corrupt_object_says_which(
+    worker: TransferWorker, copier: FakeCopier, events: Events
+) -> None:
+    def fail(job: Copy) -> None:
+        raise CorruptError(3)
+
+    copier.on_copy = fail
+    worker.start()
+    worker.submit(copy(7))
+    assert events.next() == CopyEnded(1000.0, 7, "an object in L1 is not what was stored", (), 3)
