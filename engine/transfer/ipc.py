@@ -6,6 +6,7 @@ import fcntl
 import mmap
 import os
 import stat
+import weakref
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Final
@@ -48,6 +49,8 @@ class Segment(Storage):
         self._mapping = mapping
         self._nbytes = nbytes
         self._watched = sigbus.watch(self.bytes.data_ptr(), nbytes)
+        # Behind `close`, for whoever forgets it: the addresses will be somebody else's.
+        weakref.finalize(mapping, sigbus.forget, self._watched).atexit = False
 
     def problem(self) -> str | None:
         if self._watched.is_lost or self._mapping.size() < self._nbytes:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from engine.events import Copy, Piece
+from engine.events import Copy, CopyEnded, Piece, Warn
 from engine.wire import messages as m
 from tests.unit.engine.driver import SLOT, TENSORS, Driver
 from tests.unit.engine.support import HANDLE, cpu_tensor, group, key, register_engine_driven
@@ -307,3 +307,47 @@ class TestRetrieve:
         assert driver.retrieve(TOKENS, 2) == FAILED
         assert driver.store(TOKENS, 2) == FAILED
         assert "worker 2 copies by itself" in driver.warnings[-1]
+
+
+class TestLostMemory:
+    @pytest.fixture
+    def uid(self, driver: Driver) -> bytes:
+        """A store whose worker's memory is gone."""
+        driver.working = False
+        uid = driver.start(m.Store(key(TOKENS, worker_id=0), 1, [[1, 2, 3, 4, 5, 6]], HANDLE))
+        job = driver.pending.pop()
+        assert isinstance(job, Copy)
+        effects = driver.handle(CopyEnded(driver.now, job.job_id, "cut short", lost_mapping=job.mapping_id))
+        assert [effect.text for effect in effects if isinstance(effect, Warn)] == [
+            "worker 1 of 'm' is broken: cut short"
+        ]
+        driver.working = True
+        return uid
+
+    def test_nothing_is_published_and_the_worker_is_broken(self, driver: Driver, uid: bytes) -> None:
+        assert driver.replies[uid] == FAILED
+        [worker] = driver.report().workers
+        assert (worker.state, worker.problem) == ("broken", "cut short")
+        assert driver.lookup(TOKENS) == 0
+        assert (driver.reserved, driver.report().l1.memory_used_bytes) == (0, 0)
+
+    def test_it_can_register_again(self, driver: Driver, uid: bytes) -> None:
+        driver.register()
+        assert driver.store(TOKENS) == DONE
+        assert driver.lookup(TOKENS) == 3
+
+
+def test_copies_of_one_worker_that_pile_up_are_refused_and_others_served(
+    driver: Driver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("engine.copies._MOST_COPIES", 2)
+    driver.register(2)
+    driver.working = False
+    for start in (0, 16):
+        driver.start(m.Store(key(TOKENS, start, start + 16, worker_id=0), 1, [[1, 2]], HANDLE))
+    assert driver.ask(m.Store(key(TOKENS, 32, worker_id=0), 1, [[1, 2]], HANDLE)) == FAILED
+    other = driver.start(m.Store(key(TOKENS, 32, worker_id=0), 2, [[1, 2]], HANDLE))
+    driver.work()
+    assert driver.replies[other] == DONE
+    driver.working = True
+    assert driver.store(TOKENS, 1) == DONE

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,7 +14,7 @@ import pytest
 import torch
 
 from engine.layouts import TensorDescriptor
-from engine.transfer import ipc
+from engine.transfer import ipc, sigbus
 from engine.transfer.ipc import OpenError, open_storage, release_unused, wait_for
 from tests.unit.engine.support import SHM, Segment, cpu_tensor, cuda_tensor
 from tests.unit.engine.transfer.kv_caches import MakeSegment
@@ -113,6 +114,55 @@ def odd(request: pytest.FixtureRequest, segment: MakeSegment) -> Any:
 def test_a_link_a_folder_and_a_pipe_are_no_segments(odd: str) -> None:
     with pytest.raises(OpenError):
         open_storage(shm(odd, 1))
+
+
+def test_the_pool_of_a_server_is_refused_by_whatever_name(segment: MakeSegment) -> None:
+    """Ours too: a server holds a lock on its pool."""
+    pool = segment(4096)
+    link = pool.path.with_name(pool.path.name + "_link")
+    os.link(pool.path, link)
+    with pool.path.open("rb") as owner:
+        fcntl.flock(owner, fcntl.LOCK_EX)
+        for name in (pool.name, link.name):
+            with pytest.raises(OpenError, match="is the pool of a server"):
+                open_storage(shm(name))
+    link.unlink()
+    assert open_storage(shm(pool.name)).bytes.numel() == 4096
+
+
+def test_what_belongs_to_another_user_is_refused_though_it_could_be_opened(
+    segment: MakeSegment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = segment(4096)
+    monkeypatch.setattr(os, "geteuid", lambda: 4_000_000)
+    with pytest.raises(OpenError, match="belongs to user"):
+        open_storage(shm(one.name))
+
+
+def test_a_segment_that_is_cut_short_while_it_is_opened_is_refused(
+    segment: MakeSegment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("engine.transfer.ipc._STEP_BYTES", 4096)
+    one = segment(20_000)
+    with pytest.raises(OpenError, match="cut short, to 4096 of the 20000"):
+        open_storage(shm(one.name, 20_000), lambda: os.truncate(one.path, 4096))
+
+
+def test_a_segment_says_that_it_has_been_cut_short(segment: MakeSegment) -> None:
+    one = segment(4096)
+    storage = open_storage(shm(one.name))
+    assert storage.problem() is None
+    os.truncate(one.path, 4095)
+    assert storage.problem() == f"/dev/shm{one.name} has been cut short, to 4095 of the 4096 registered bytes"
+    storage.close()
+
+
+def test_addresses_are_not_watched_when_the_memory_is_gone(segment: MakeSegment) -> None:
+    before = sigbus._watched
+    storage = open_storage(shm(segment(4096).name))
+    assert len(sigbus._watched) == len(before) + 1
+    del storage
+    assert sigbus._watched == before
 
 
 def test_refused_segments_leave_no_file_open(segment: MakeSegment) -> None:

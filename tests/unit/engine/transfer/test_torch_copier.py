@@ -14,6 +14,7 @@ from engine.checksum import CorruptError, checksum
 from engine.events import Copy, Piece
 from engine.layouts import read_kv_layout
 from engine.transfer.torch_copier import CopyError, TorchCopier
+from engine.transfer.worker import MappingLostError
 from tests.unit.engine.support import HANDLE, FakeClock, cpu_tensor, register
 from tests.unit.engine.transfer.kv_caches import ARRANGEMENTS, Arrangement, KVCache, MakeSegment, layers
 
@@ -297,3 +298,52 @@ def test_a_checksum_is_a_sign_of_life(plain: KVCache) -> None:
     before = copier.beats
     assert copier.checksum(OFFSETS[1], 100) == summed(OFFSETS[1], arena, 100)
     assert copier.beats > before
+
+
+@pytest.mark.parametrize("direction", ["store", "retrieve"])
+def test_a_segment_that_was_cut_short_is_not_touched(plain: KVCache, direction: str) -> None:
+    arena = arena_of("random")
+    kept, copier = np.array(arena), copier_with(plain, arena)
+    os.truncate(plain.segments[0].path, 1000)
+    with pytest.raises(MappingLostError, match="has been cut short, to 1000 of the 1024 registered bytes"):
+        copier.copy(job(direction, ids_for(plain)))
+    assert np.array_equal(arena, kept)
+    copier.unmap(1)
+
+
+@pytest.mark.parametrize("direction", ["store", "retrieve"])
+def test_a_segment_that_is_cut_short_during_a_copy_fails_the_copy(plain: KVCache, direction: str) -> None:
+    """It is cut between two chunks, which is when the clock is asked."""
+    readings = iter([0, 1])
+
+    def cut() -> float:
+        if next(readings, None) == 1:
+            os.truncate(plain.segments[1].path, 0)
+        return 0.0
+
+    arena = arena_of("random")
+    copier = TorchCopier(torch.from_numpy(arena), cut)
+    copier.map(1, plain.layout)
+    with pytest.raises(MappingLostError, match="has been cut short, to 0 of"):
+        copier.copy(job(direction, ids_for(plain)))
+    with pytest.raises(MappingLostError):
+        copier.copy(job(direction, ids_for(plain)))
+    copier.unmap(1)
+
+
+def test_what_grows_again_after_a_copy_missed_it_stays_lost(plain: KVCache) -> None:
+    path, readings = plain.segments[0].path, iter([0])
+
+    def cut() -> float:
+        if next(readings, None) == 0:
+            os.truncate(path, 0)
+        else:
+            os.truncate(path, 1024)
+        return 0.0
+
+    copier = TorchCopier(torch.from_numpy(arena_of("random")), cut)
+    copier.map(1, plain.layout)
+    with pytest.raises(MappingLostError):
+        copier.copy(job("store", ids_for(plain)))
+    assert path.stat().st_size == 1024
+    copier.unmap(1)

@@ -25,7 +25,7 @@ from engine.events import (
     UnmapEnded,
 )
 from engine.layouts import KVLayout, read_kv_layout
-from engine.transfer.worker import Sentinel, TransferWorker
+from engine.transfer.worker import MappingLostError, Sentinel, TransferWorker
 from tests.support.polling import until
 from tests.unit.engine.support import FakeClock, cpu_tensor, extensions, group, packed
 
@@ -191,6 +191,25 @@ def test_a_failed_task_says_why_and_the_next_one_is_done(
     copier.on_copy = lambda job: None
     worker.submit(copy(8))
     assert events.next() == CopyEnded(1000.0, 8, None)
+
+
+def test_a_copy_that_meets_lost_memory_says_whose(worker: TransferWorker, copier: FakeCopier, events: Events) -> None:
+    copier.on_copy = fail(MappingLostError("cut short"))
+    worker.start()
+    worker.submit(copy(7))
+    assert events.next() == CopyEnded(1000.0, 7, "cut short", lost_mapping=1)
+
+
+def test_failures_that_clients_cause_do_not_fill_the_log(
+    worker: TransferWorker, copier: FakeCopier, events: Events, caplog: pytest.LogCaptureFixture
+) -> None:
+    copier.on_map = fail(ValueError("x" * 5000))
+    worker.start()
+    for _ in range(100):
+        worker.submit(Map(1, LAYOUT))
+        events.next()
+    assert len(caplog.records) == 20
+    assert max(len(record.getMessage()) for record in caplog.records) < 1100
 
 
 def test_a_thread_that_dies_says_so_once(worker: TransferWorker, copier: FakeCopier, events: Events) -> None:
