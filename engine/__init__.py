@@ -55,7 +55,7 @@ from engine.errors import (
     StartError,
     TierError,
 )
-from engine.health import Affects, CheckReport, LoopReport, MonitorReport, ThreadState
+from engine.health import PERIODIC_JOBS, Affects, CheckReport, LoopReport, MonitorReport, ThreadState
 from engine.histogram import Histogram, HistogramReport
 from engine.recording.report import RecordingReport
 from engine.runtime import Runtime
@@ -100,6 +100,7 @@ __all__ = [
     "GIB",
     "MIB",
     "OPTIMAL",
+    "PERIODIC_JOBS",
     "AdvisorReport",
     "Affects",
     "AmbiguousError",

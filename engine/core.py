@@ -38,6 +38,7 @@ from engine.events import (
     Warn,
 )
 from engine.hashing import ChunkHasher
+from engine.health import PERIODIC_JOBS
 from engine.histogram import NOTHING_COUNTED, HistogramReport
 from engine.integrity import Integrity
 from engine.jobs import Jobs
@@ -65,9 +66,6 @@ from engine.wire.codec import BY_MESSAGE
 from engine.workers import Workers
 
 _NO_TIERS: Final[Mapping[str, TierReport]] = MappingProxyType({})
-
-JOBS: Final = ("leases", "reservations", "pins", "workers", "jobs", "write_back")
-"""What is done with every tick, in this order."""
 
 Handler = Callable[[RequestArrived, Any], list[Effect]]
 
@@ -124,7 +122,7 @@ class Engine:
             **self._warming.handlers(),
         }
         self._meter_of: Final = _meter_of(meters)
-        self._periodic: Final = Periodic(dict(zip(JOBS, self._periodic_jobs(), strict=True)))
+        self._periodic: Final = Periodic(dict(zip(PERIODIC_JOBS, self._periodic_jobs(), strict=True)))
 
     def handle(self, event: Event) -> list[Effect]:
         """What has to be done about an event, in order. Every request gets exactly one reply, now or later."""

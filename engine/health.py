@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Final, Literal
 
 Affects = Literal["liveness", "readiness"]
 """`liveness`: a restart cures what fails, and nothing is served until then. `readiness`: a restart would not help."""
+
+PERIODIC_JOBS: Final = ("leases", "reservations", "pins", "workers", "jobs", "write_back")
+"""What the engine thread does every second, in this order."""
 
 ThreadState = Literal["running", "restarting", "failed", "ended"]
 """`restarting`: it has met a defect, and is begun again after a while. `failed`: given up. `ended`: by itself."""

@@ -16,7 +16,7 @@ from typing import Any, Final
 import zmq
 
 from engine.commands import A, Command
-from engine.core import JOBS, Engine
+from engine.core import Engine
 from engine.errors import EngineError, EngineStoppedError
 from engine.events import (
     Checksum,
@@ -44,6 +44,7 @@ from engine.events import (
     Unmap,
     Warn,
 )
+from engine.health import PERIODIC_JOBS
 from engine.histogram import Histogram
 from engine.l2.group import TierGroup
 from engine.logs import WarningBudget
@@ -143,7 +144,7 @@ class EngineLoop:
         self._owed: dict[ReplyTo, Operation] = {}
         """Requests that were read and not answered yet. Kept outside the engine, for the day when that breaks."""
         supervisor = supervisor or Supervisor(clock)
-        self._jobs = {name: supervisor.job(f"tick:{name}") for name in JOBS}
+        self._jobs = {name: supervisor.job(f"tick:{name}") for name in PERIODIC_JOBS}
         self._lookup_seconds = Histogram(LOOKUP_BOUNDS)
         self._looked = clock()
         self._next_tick = self._looked + _TICK_SECONDS

@@ -50,7 +50,7 @@ class _Collector(Collector):
         yield from process_series()
         yield from engine_series(sources.engine, tiers)
         yield from l2_series(tiers)
-        yield from loop_series(sources.loops)
+        yield from loop_series(sources.loops, [each.name for each in tiers])
         yield from check_series(sources.checks, [each.name for each in tiers if each.is_required])
         yield from reload_series(sources.reload)
         yield from http_series(sources.http)

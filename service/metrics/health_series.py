@@ -2,50 +2,66 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from typing import Final
 
 from prometheus_client.core import Metric
 
-from engine import CheckReport, LoopReport
+from engine import PERIODIC_JOBS, CheckReport, LoopReport
 from service.configuration import ReloadReport
 from service.metrics.families import counters, gauge, gauges
 
 CHECKS: Final = ("engine", "socket", "transfer", "loops", "monitor")
-LOOPS: Final = ("engine", "transfer", "monitor")
+LOOPS: Final = (
+    "engine",
+    "transfer",
+    "monitor",
+    "advisor",
+    "recorder",
+    "config-watch",
+    "waitress",
+    *(f"tick:{job}" for job in PERIODIC_JOBS),
+)
 """Those that are there from the start, with zeros before there is an engine."""
+_NUMBERED: Final = re.compile(r"(waitress|l2-.+)-(?:keeper|[rw]?\d+)")
+"""Threads that are told as one: those of HTTP, and those of a tier."""
 
 
-def loop_series(loops: Sequence[LoopReport]) -> Iterator[Metric]:
+def loop_series(loops: Sequence[LoopReport], tiers: Sequence[str] = ()) -> Iterator[Metric]:
     """How fresh every loop is, whether it runs, and how often it has failed and was begun again."""
-    ages = dict.fromkeys(LOOPS, 0.0) | {loop.name: loop.beat_age_seconds for loop in loops}
-    running = dict.fromkeys(LOOPS, False) | {loop.name: loop.state == "running" for loop in loops}
-    restarts = dict.fromkeys(LOOPS, 0) | {loop.name: loop.restarts for loop in loops}
-    exceptions = dict.fromkeys(LOOPS, 0) | {loop.name: loop.exceptions for loop in loops}
+    told: dict[str, list[LoopReport]] = {name: [] for name in (*LOOPS, *(f"l2-{tier}" for tier in tiers))}
+    for loop in loops:
+        told.setdefault(_told_as(loop.name), []).append(loop)
     yield gauges(
         "kvkeep_loop_beat_age_seconds",
         "Seconds since a loop last showed that it is alive; 0 while it waits for something to do.",
         ["loop"],
-        [([name], age) for name, age in ages.items()],
+        [([name], max((each.beat_age_seconds for each in found), default=0.0)) for name, found in told.items()],
     )
     yield gauges(
         "kvkeep_loop_running",
         "1 while a loop runs; 0 after a defect until it is begun again, and where it has ended.",
         ["loop"],
-        [([name], is_running) for name, is_running in running.items()],
+        [([name], bool(found) and all(each.state == "running" for each in found)) for name, found in told.items()],
     )
     yield counters(
         "kvkeep_loop_exceptions_total",
         "Defects that a loop has met.",
         ["loop"],
-        [([name], count) for name, count in exceptions.items()],
+        [([name], sum(each.exceptions for each in found)) for name, found in told.items()],
     )
     yield counters(
         "kvkeep_loop_restarts_total",
         "Times that a loop was started again after it had failed.",
         ["loop"],
-        [([name], count) for name, count in restarts.items()],
+        [([name], sum(each.restarts for each in found)) for name, found in told.items()],
     )
+
+
+def _told_as(name: str) -> str:
+    numbered = _NUMBERED.fullmatch(name)
+    return numbered[1] if numbered else name
 
 
 def check_series(checks: Sequence[CheckReport], required_tiers: Sequence[str] = ()) -> Iterator[Metric]:

@@ -361,7 +361,11 @@ ADVICE = AdvisorReport(
 
 RECORDING = RecordingReport(True, "/recordings", "recording-20250301-120000-2.jsonl", 5120, 901_120, 3)
 
-LOOPS = (LoopReport("engine", 0.2, 0), LoopReport("transfer", 0.1, 0), LoopReport("monitor", 0.1, 3))
+LOOPS = (
+    LoopReport("engine", 0.2, 0),
+    LoopReport("transfer", 0.1, 0),
+    LoopReport("monitor", 0.1, 3, 4, "restarting", "KeyError"),
+)
 PASSING = MonitorReport(
     (
         CheckReport("engine", True, None, None, 0.2, "liveness"),

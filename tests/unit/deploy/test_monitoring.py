@@ -162,6 +162,8 @@ class TestAlerts:
             "kvkeep_lookup_duration_seconds_bucket",
             "kvkeep_loop_beat_age_seconds",
             "kvkeep_loop_restarts_total",
+            "kvkeep_loop_exceptions_total",
+            "kvkeep_loop_running",
             "kvkeep_l2_up",
             "kvkeep_l2_dropped_saves_total",
             "process_start_time_seconds",

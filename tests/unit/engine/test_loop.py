@@ -25,6 +25,7 @@ from engine.events import (
     Discard,
     Effect,
     Event,
+    Failed,
     Map,
     Reply,
     RequestArrived,
@@ -35,6 +36,7 @@ from engine.events import (
     Warn,
 )
 from engine.l2.group import TierGroup
+from engine.lookups import Lookups
 from engine.loop import EngineLoop, Mailbox
 from engine.wire import messages as m
 from engine.wire.router import Router
@@ -409,6 +411,118 @@ def test_at_the_end_a_real_engine_answers_what_was_asked_before(bench: Bench) ->
     bench.loop.stop()
     bench.loop.run()
     assert unpacked(bench.client.receive()[2]) == [b"", False]
+
+
+def broken_at(kind: type[Event]) -> Callable[[Event], list[Effect]]:
+    """An engine that answers no request, and breaks at one kind of event."""
+
+    def want(event: Event) -> list[Effect]:
+        if isinstance(event, kind):
+            raise RuntimeError("a broken invariant")
+        return []
+
+    return want
+
+
+def answers(bench: Bench, uids: list[bytes]) -> dict[int, Any]:
+    """By the index of their request, everything that comes within a moment."""
+    found = {}
+    while bench.client._socket.poll(200):
+        uid, _, *value = bench.client.receive()
+        found[uids.index(uid)] = unpacked(value[0]) if value else None
+    return found
+
+
+WAITING = (
+    m.Store(key(range(16), worker_id=0), 1, [[1, 2]], b""),
+    m.Retrieve(key(range(16), worker_id=0), 1, [[1, 2]], b"", 0),
+    m.WaitPrefetchStatus("r", 600.0),
+    m.UnregisterKVCache(1),
+    m.PrepareRetrieve(key(range(16), worker_id=0), 1),
+    m.Ping(1),
+)
+
+
+def test_an_engine_that_breaks_leaves_nobody_without_an_answer(bench: Bench) -> None:
+    """Neither those whose requests it had, nor those whose requests had only arrived."""
+    bench.engine.wants = broken_at(CopyEnded)
+    uids = [bench.client.start(message) for message in WAITING]
+    while len(bench.engine.events) < len(WAITING):
+        assert bench.router.socket.poll(20_000)
+        bench.loop._step()
+    bench.mailbox.post(CopyEnded(1000.0, 1, None))
+    uids.append(bench.client.start(m.Noop()))
+    uids.append(bench.client.start(m.QueryPrefetchStatus("r")))
+    assert bench.router.socket.poll(20_000)
+    told: list[BaseException] = []
+    with pytest.raises(RuntimeError, match="a broken invariant") as caught:
+        bench.loop.run(told.append)
+    assert told == [caught.value]
+    refused = {"success": False, "data": b"", "context": {}}
+    assert answers(bench, uids) == {
+        0: [b"", False],
+        1: [b"", False],
+        2: 0,
+        3: None,
+        4: refused,
+        5: False,
+        6: "OK",
+        7: 0,
+    }
+
+
+def test_where_a_copy_goes_on_nobody_is_told_to_use_its_blocks(bench: Bench) -> None:
+    bench.transfers.ends = False
+    bench.engine.wants = broken_at(CopyEnded)
+    uids = [bench.client.start(message) for message in WAITING]
+    while len(bench.engine.events) < len(WAITING):
+        assert bench.router.socket.poll(20_000)
+        bench.loop._step()
+    bench.mailbox.post(CopyEnded(1000.0, 1, None))
+    with pytest.raises(RuntimeError, match="a broken invariant"):
+        bench.loop.run()
+    assert set(answers(bench, uids)) == {2, 4}
+
+
+def test_who_was_answered_is_not_answered_again(bench: Bench) -> None:
+    def want(event: Event) -> list[Effect]:
+        if isinstance(event, RequestArrived) and isinstance(event.message, m.Ping):
+            raise KeyError("a defect")
+        return [Reply(event.to, "OK")] if isinstance(event, RequestArrived) else []
+
+    bench.engine.wants = want
+    bench.arrive(m.Noop(), m.Ping(1))
+    while len(bench.engine.events) < 2:
+        bench.loop._step()
+    assert bench.loop._owed == {}
+    assert [unpacked(bench.client.receive()[2]) for _ in range(2)] == ["OK", False]
+
+
+def test_a_job_that_fails_is_counted_and_the_others_have_run(bench: Bench) -> None:
+    bench.engine.wants = lambda event: [Failed("pins", KeyError("a defect"))] if isinstance(event, Tick) else []
+    for _ in range(2):
+        bench.clock.now += 1
+        bench.loop._step()
+    reports = {name: job.report(bench.clock.now) for name, job in bench.loop._jobs.items()}
+    assert {name for name, report in reports.items() if report.exceptions} == {"pins"}
+    assert (reports["pins"].exceptions, reports["pins"].beat_age_seconds) == (2, 2.0)
+    assert {report.beat_age_seconds for name, report in reports.items() if name != "pins"} == {0.0}
+
+
+def test_a_real_engine_goes_on_with_the_jobs_behind_one_that_fails(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(self: Lookups, *_: object) -> None:
+        raise KeyError("a defect")
+
+    monkeypatch.setattr(Lookups, "expire", fail)
+    driver = Driver()
+    driver.register()
+    bench.loop._engine = driver.engine
+    bench.clock.now += 1e6
+    bench.loop._step()
+    assert driver.engine.report(failed_requests=0, dropped_messages=0, dropped_replies=0).workers == ()
+    assert bench.loop._jobs["leases"].report(bench.clock.now).exceptions == 1
 
 
 def test_the_transfers_are_ended_and_the_socket_closed_even_if_the_engine_fails(bench: Bench) -> None:

@@ -10,7 +10,7 @@ import pytest
 import zmq
 
 from engine import CheckReport, EngineStuckError, LoopReport, MonitorReport, Runtime, StartError
-from engine.core import JOBS
+from engine.health import PERIODIC_JOBS
 from engine.monitor import (
     INTERVAL_SECONDS,
     PATIENCE_SECONDS,
@@ -293,7 +293,7 @@ class TestMonitor:
     def test_every_loop_beats(self, server: Runtime) -> None:
         loops = {loop.name: loop for loop in server.checks().loops}
         threads = {"engine", "transfer", "monitor", "connections", "advisor", "recorder"}
-        assert threads | {f"tick:{job}" for job in JOBS} == set(loops)
+        assert threads | {f"tick:{job}" for job in PERIODIC_JOBS} == set(loops)
         assert {(loop.state, loop.exceptions, loop.restarts, loop.problem) for loop in loops.values()} == {
             ("running", 0, 0, None)
         }

@@ -233,14 +233,29 @@ def test_misses_are_told_by_reason() -> None:
     assert value(exposition(HEALTHY), "kvkeep_lookup_misses_total", reason="evicted") == 2
 
 
+LOOP_METRICS = ("beat_age_seconds", "running", "exceptions_total", "restarts_total")
+
+
 def test_loops_and_checks_are_told_by_name() -> None:
     found = exposition(
         None,
-        loops=[LoopReport("engine", 0.5, 2), LoopReport("transfer", 7.25, 0)],
+        loops=[
+            LoopReport("engine", 0.5, 2),
+            LoopReport("transfer", 7.25, 0),
+            LoopReport("l2-my-nvme-keeper", 0.0, 1, 1),
+            LoopReport("l2-my-nvme-r10", 0.5, 2, 3, "restarting"),
+            LoopReport("waitress", 0.1, 0),
+            LoopReport("waitress-0", 0.2, 0, 1),
+        ],
         checks=[CheckReport("ping", False, "no answer", None, 0.1, "liveness")],
     )
     assert value(found, "kvkeep_loop_beat_age_seconds", loop="transfer") == 7.25
     assert value(found, "kvkeep_loop_restarts_total", loop="engine") == 2
+    tier = {name: value(found, f"kvkeep_loop_{name}", loop="l2-my-nvme") for name in LOOP_METRICS}
+    assert tier == {"beat_age_seconds": 0.5, "running": 0, "exceptions_total": 4, "restarts_total": 3}
+    http = {name: value(found, f"kvkeep_loop_{name}", loop="waitress") for name in LOOP_METRICS}
+    assert http == {"beat_age_seconds": 0.2, "running": 1, "exceptions_total": 1, "restarts_total": 0}
+    assert value(found, "kvkeep_loop_running", loop="advisor") == 0
     assert value(found, "kvkeep_check_ok", check="ping") == 0
     assert value(found, "kvkeep_check_latency_seconds", check="ping") == 0
 

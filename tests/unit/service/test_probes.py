@@ -96,6 +96,15 @@ def test_verbose_lists_every_check(path: str, query: str) -> None:
         "age_seconds": 0.1,
     }
     assert [check["name"] for check in body["checks"]] == [check.name for check in PASSING.checks]
+    assert body["loops"][2] == {
+        "name": "monitor",
+        "state": "restarting",
+        "beat_age_seconds": 0.1,
+        "exceptions": 4,
+        "restarts": 3,
+        "problem": "KeyError",
+    }
+    assert [loop["name"] for loop in body["loops"]] == [loop.name for loop in PASSING.loops]
 
 
 @pytest.mark.parametrize("path", [LIVEZ, READYZ])

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
 
 import pytest
 
 from engine.errors import TierError
-from engine.events import Found, Loaded, Save, Saved, TierCleared
+from engine.events import Event, Found, Loaded, Save, Saved, TierCleared
 from engine.l2.base import DeniedError, FullError
 from engine.l2.breaker import FAILURES, LONGEST_WAIT
 from engine.l2.envelope import HEADER_BYTES
 from engine.l2.faults import Fault, Flipped, Raised, Truncated
 from engine.l2.objects import object_name
 from engine.l2.tasks import STALE_SECONDS
+from engine.supervision import Supervisor
 from tests.support.polling import until
 from tests.unit.engine.l2.tiers import DOWN, SIZE, SPACE, Bench, benches, content, key
 from tests.unit.engine.support import FakeClock
@@ -442,3 +443,96 @@ class TestOperators:
         for future in futures:
             with pytest.raises(TierError, match="unavailable"):
                 future.result(20)
+
+
+class TestDefects:
+    """Some client libraries raise what is no Exception when they panic."""
+
+    @pytest.fixture(autouse=True)
+    def _hurry(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("engine.supervision.FIRST_WAIT", 0.001)
+
+    @pytest.fixture
+    def supervisor(self, bench: Bench) -> Supervisor:
+        return bench.tier._supervisor
+
+    @pytest.mark.parametrize("error", [SystemExit(1), MemoryError()])
+    @pytest.mark.parametrize("call", ["contains", "read_into", "write"])
+    def test_what_was_in_hand_is_answered_once_and_the_threads_go_on(
+        self, bench: Bench, supervisor: Supervisor, call: str, error: BaseException
+    ) -> None:
+        bench.save(1)
+        armed = [Raised(error)]  # type: ignore[arg-type]
+        bench.faulty.plan = lambda name, names: armed.pop() if name == call and armed else None
+        outcomes = {
+            "contains": lambda: bench.find(1),
+            "read_into": lambda: bench.load(1),
+            "write": lambda: bench.save(1),
+        }
+        assert outcomes[call]() in ((False,), "refused", ["refused"])
+        until(lambda: sum(each.exceptions for each in supervisor.reports()) == 1, "it is counted")
+        until(lambda: all(each.state == "running" for each in supervisor.reports()), "all run")
+        assert [bench.save(2), bench.find(1), bench.load(1)] == [["done"], (True,), "done"]
+        assert bench.tier.report().waiting_loads == bench.tier.report().waiting_saves == 0
+        answers = [event for event in bench.events if isinstance(event, (Found, Loaded, Saved))]
+        assert len({event.ticket for event in answers}) == len(answers)
+
+    def test_what_could_not_be_told_is_told_when_the_thread_is_begun_again(
+        self, bench: Bench, supervisor: Supervisor
+    ) -> None:
+        post, failures = bench.tier._bench.post, [MemoryError(), MemoryError()]
+
+        def sometimes(event: Event) -> None:
+            if failures:
+                raise failures.pop()
+            post(event)
+
+        object.__setattr__(bench.tier._bench, "post", sometimes)
+        assert bench.find(1) == (False,)
+        assert not failures
+        until(lambda: all(each.state == "running" for each in supervisor.reports()), "all run")
+
+    def test_a_keeper_that_fails_is_begun_again_without_opening_the_storage_anew(
+        self, bench: Bench, supervisor: Supervisor
+    ) -> None:
+        calls: list[str] = []
+        armed = [Raised(SystemExit(1))]  # type: ignore[arg-type]
+
+        def plan(call: str, names: Sequence[str]) -> Fault | None:
+            calls.append(call)
+            return armed.pop() if call == "used" and armed else None
+
+        bench.faulty.plan = plan
+        bench.tier._wake.set()
+        until(lambda: calls.count("used") >= 2, "it has looked again")
+        assert "open" not in calls
+        assert [(each.name, each.exceptions) for each in supervisor.reports() if each.exceptions] == [
+            ("l2-t-keeper", 1)
+        ]
+        bench.tier.rescan()
+        until(lambda: bench.tier.report().work is None, "the rescan")
+
+    def test_a_half_open_breaker_is_not_left_so_by_a_panic(self, bench: Bench, clock: FakeClock) -> None:
+        open_breaker(bench, "contains")
+        bench.plan = {"contains": Raised(SystemExit(1))}  # type: ignore[arg-type]
+        clock.now += 2 * LONGEST_WAIT
+        assert bench.find(1) == (False,)
+        bench.plan = {}
+        clock.now += 2 * LONGEST_WAIT
+        bench.save(1)
+        assert bench.find(1) == (True,)
+
+    def test_a_thread_that_does_not_come_back_from_the_storage_is_named(
+        self, bench: Bench, supervisor: Supervisor, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        bench.held.hold("contains")
+        bench.begin_find(1)
+        bench.wait_for_calls(1)
+        monkeypatch.setattr(supervisor, "clock", lambda: time.monotonic() + 61)
+        bench.tier.expire(1000.0)
+        told = bench.tier.problem()
+        assert told is not None
+        assert told.startswith("threads do not come back from the storage: l2-t-r")
+        assert bench.tier.report().state == "failing"
+        bench.held.let_go()
+        until(lambda: (bench.tier.expire(1000.0), bench.tier.problem())[1] is None, "it has come back")
