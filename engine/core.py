@@ -160,6 +160,7 @@ class Engine:
             case Due():
                 return []
             case Probed():
+                self._lookups.probed(event, self._settings.liveness.worker_timeout)
                 return self._registration.probed(event)
             case Tick():
                 return self._tick(event.now)
@@ -300,7 +301,9 @@ class Engine:
         self._lookups.expire(now, liveness)
         self._lending.expire(now, liveness.reservation_ttl)
         self._pins.tick(now)
-        return [*self._registration.tick(now), *self._jobs.proceed(now), *self._saves.write_back()]
+        asked_after = [*self._lookups.probes(now, liveness.worker_timeout), *self._registration.probes(now)]
+        remaps = self._registration.remap(now)
+        return [*dict.fromkeys(asked_after), *remaps, *self._jobs.proceed(now), *self._saves.write_back()]
 
     def _lookup_report(self, seconds: HistogramReport) -> LookupReport:
         found = self._lookups

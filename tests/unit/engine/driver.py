@@ -145,7 +145,7 @@ class Driver:
             else:
                 self.pending.append(effect)
         for probe in probes:
-            self.handle(Probed(self.now, probe.instance_id, probe.client, self.connected))
+            self.handle(Probed(self.now, probe.client, self.connected))
         if self.working:
             self.work()
         if self.storage.working:

@@ -206,12 +206,12 @@ class TestConnections:
     def test_nobody_is_asked_after_who_has_just_spoken(self, driver: Driver) -> None:
         driver.register(1)
         assert driver.handle(Tick(10)) == []
-        assert driver.handle(Tick(10.1)) == [Probe(1, b"c")]
+        assert driver.handle(Tick(10.1)) == [Probe(b"c")]
 
     def test_the_connection_of_the_newest_message_counts(self, driver: Driver) -> None:
         driver.register(1)
         ping(driver, 1, b"new")
-        assert driver.handle(Tick(11)) == [Probe(1, b"new")]
+        assert driver.handle(Tick(11)) == [Probe(b"new")]
 
     def test_a_connection_that_was_lost_before_the_worker_spoke_through_another_is_no_matter(
         self, driver: Driver
@@ -219,7 +219,7 @@ class TestConnections:
         driver.register(1)
         ping(driver, 1, b"new")
         driver.now += 10_000
-        driver.handle(Probed(driver.now, 1, b"c", False))
+        driver.handle(Probed(driver.now, b"c", False))
         assert states(driver) == {1: "ready"}
 
     def test_only_who_is_gone_leaves_its_segments_to_the_server(self, driver: Driver) -> None:
