@@ -174,6 +174,7 @@ class Engine:
             case Due():
                 return []
             case Probed():
+                self._lookups.probed(event, self._settings.liveness.worker_timeout)
                 return self._registration.probed(event)
             case Tick():
                 return self._periodic.tick(event.now)
@@ -320,7 +321,7 @@ class Engine:
             self._expire_leases,
             self._expire_reservations,
             self._expire_pins,
-            self._registration.tick,
+            self._look_after_clients,
             self._jobs.proceed,
             lambda now: self._saves.write_back(),
         )
@@ -336,6 +337,10 @@ class Engine:
     def _expire_pins(self, now: float) -> list[Effect]:
         self._pins.tick(now)
         return []
+
+    def _look_after_clients(self, now: float) -> list[Effect]:
+        silent = [*self._lookups.probes(self._settings.liveness.worker_timeout), *self._registration.probes()]
+        return [*dict.fromkeys(silent), *self._registration.remap(now)]
 
     def _lookup_report(self, seconds: HistogramReport) -> LookupReport:
         found = self._lookups

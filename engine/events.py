@@ -92,7 +92,6 @@ class Probed:
     """Whether the connection of a `Probe` stands."""
 
     now: float
-    instance_id: int
     client: bytes
     connected: bool
 
@@ -253,9 +252,8 @@ class Unmap:
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """Find out whether the connection that a silent worker spoke through last stands; answered with `Probed`."""
+    """Find out whether the connection of a silent client stands; answered with `Probed`."""
 
-    instance_id: int
     client: bytes
 
 

@@ -7,7 +7,7 @@ from math import inf
 from typing import Final, NamedTuple, get_args
 
 from engine.awake import Awake
-from engine.events import Effect, Reply, ReplyTo
+from engine.events import Effect, Probe, Probed, Reply, ReplyTo
 from engine.keys import NAMESPACE_BYTES, Namespace, namespace
 from engine.l1.cache import L1Cache
 from engine.l1.entry import Entry
@@ -15,7 +15,7 @@ from engine.prefetches import Prefetch, Prefetches, Wanted
 from engine.prompts import Prompts, RefusedError
 from engine.saves import Saves
 from engine.sessions import Session, Sessions
-from engine.settings import Liveness
+from engine.settings import QUIET_SECONDS, Liveness
 from engine.status import MissReason
 from engine.traffic import Traffic
 from engine.wire.messages import PENDING, Key, Pending
@@ -105,6 +105,8 @@ class Lookups:
         self._missed: dict[MissReason, int] = dict.fromkeys(_COUNTED, 0)
         self._unexplained: list[bytes] = []
         """First missing objects of lookups whose reasons were not counted yet."""
+        self._lost: dict[bytes, float] = {}
+        """Connections with requests that do not stand, and since when that is known."""
         self.requests = 0
         self.without_workers = 0
         self.without_chunks = 0
@@ -126,6 +128,7 @@ class Lookups:
         last one still leased. Raises RefusedError, with a result of 0.
         """
         pair = (key.model_name, key.world_size)
+        self._lost.pop(client, None)
         self.end(client, key.request_id)
         if self._sessions.count(client) >= _MOST_SESSIONS:
             raise RefusedError(f"{_MOST_SESSIONS} requests of this client were looked up and not ended")
@@ -275,6 +278,24 @@ class Lookups:
                 self._give_up(session)
                 self._end_leases(session, list(session.leases))
             if age > liveness.session_ttl:
+                self.end(session.client, session.request_id)
+
+    def probes(self, patience: float) -> list[Probe]:
+        """Asks after the connections of schedulers with requests that are not quite new."""
+        recent = self._awake.now - min(QUIET_SECONDS, patience)
+        clients = dict.fromkeys(session.client for session in self._sessions if session.opened < recent)
+        self._lost = {client: since for client, since in self._lost.items() if client in clients}
+        return [Probe(client) for client in clients]
+
+    def probed(self, event: Probed, patience: float) -> None:
+        """Ends the requests of a scheduler whose connection has been gone for long: nobody else will.
+
+        A worker may still retrieve what was promised before, which is why they do not end with the connection.
+        """
+        if event.connected:
+            self._lost.pop(event.client, None)
+        elif self._awake.now - self._lost.setdefault(event.client, self._awake.now) >= patience:
+            for session in [session for session in self._sessions if session.client == event.client]:
                 self.end(session.client, session.request_id)
 
     def _is_settled(self, session: Session, now: float) -> bool:

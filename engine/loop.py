@@ -270,7 +270,7 @@ class EngineLoop:
                     self._mailbox.post(Continued(self._clock()))
                 case Probe():
                     connected = self._router.reaches(effect.client)
-                    self._mailbox.post(Probed(self._clock(), effect.instance_id, effect.client, connected))
+                    self._mailbox.post(Probed(self._clock(), effect.client, connected))
                 case Warn():
                     self._router.warn(effect.text)
                 case Failed():

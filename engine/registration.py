@@ -20,7 +20,7 @@ from engine.layouts import (
     slot_layout,
 )
 from engine.prompts import RefusedError
-from engine.settings import Liveness
+from engine.settings import QUIET_SECONDS, Liveness
 from engine.status import TransferMode
 from engine.wire.messages import (
     Ping,
@@ -38,8 +38,6 @@ _REMEMBERED = 10_000
 _MOST_WORKERS = 4096
 _LONGEST_PROBLEM = 500
 """Characters: it may quote what a client has sent, and is kept and shown."""
-_QUIET_SECONDS = 10.0
-"""Silence after which it is looked whether a worker's connection stands: the time between two pings."""
 _LONGEST_REMAP_WAIT = 60.0
 
 _FULL = f"{_MOST_WORKERS} workers are registered: no other one is, and its model's lookups may find what it cannot get"
@@ -198,41 +196,41 @@ class Registration:
         self._workers.changed()
         return effects
 
-    def tick(self, now: float) -> list[Effect]:
-        """Looks after the connections of silent workers, and tries to open what could not be opened."""
-        probes = [
-            Probe(worker.instance_id, worker.client)
+    def probes(self) -> list[Probe]:
+        """Asks after the connections of silent workers."""
+        return [
+            Probe(worker.client)
             for worker in self._workers
-            if self._awake.now - worker.alive > min(_QUIET_SECONDS, self._patience(worker))
+            if self._awake.now - worker.alive > min(QUIET_SECONDS, self._patience(worker))
         ]
-        return [*probes, *self._remap(now)]
 
     def probed(self, event: Probed) -> list[Effect]:
-        """Takes a worker for gone whose connection has not stood, and who has been silent, for too long.
+        """Takes workers for gone whose connection has not stood, and who have been silent, for too long.
 
-        As long as its connection stands it lives: the stock client pings only after its first transfer, and one whose
-        pings have ended may still write to what it was lent.
+        As long as its connection stands a worker lives: the stock client pings only after its first transfer, and one
+        whose pings have ended may still write to what it was lent.
         """
-        worker = self._workers.get(event.instance_id)
-        if worker is None or worker.client != event.client:
-            return []
-        if event.connected:
-            worker.connected = self._awake.now
-        if self._awake.now - worker.alive <= self._patience(worker):
-            return []
-        warning = Warn(f"worker {worker.instance_id} of {worker.model_name!r} is gone: silent too long")
-        return [warning, *self._remove(worker, abandoned=True)]
+        effects: list[Effect] = []
+        now = self._awake.now
+        for worker in [worker for worker in self._workers if worker.client == event.client]:
+            if event.connected:
+                worker.connected = now
+            if now - worker.alive > self._patience(worker):
+                effects.append(Warn(f"worker {worker.instance_id} of {worker.model_name!r} is gone: silent too long"))
+                effects += self._remove(worker, abandoned=True)
+        return effects
 
-    def _patience(self, worker: Worker) -> float:
-        return self._liveness.worker_timeout if worker.pinged else self._liveness.registration_grace
-
-    def _remap(self, now: float) -> list[Effect]:
+    def remap(self, now: float) -> list[Effect]:
+        """Tries to open what could not be opened."""
         effects: list[Effect] = []
         for worker in self._workers:
             if now >= worker.remap_at and worker.mapping_id is not None and isinstance(worker.layout, KVLayout):
                 worker.remap_at = inf
                 effects.append(Map(worker.mapping_id, worker.layout))
         return effects
+
+    def _patience(self, worker: Worker) -> float:
+        return self._liveness.worker_timeout if worker.pinged else self._liveness.registration_grace
 
     def _is_full(self) -> bool:
         return len(self._workers) >= _MOST_WORKERS

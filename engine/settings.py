@@ -12,12 +12,17 @@ HugePages = Literal["system", "try", "require"]
 """Huge pages for L1: nothing asked and taken as /dev/shm gives them; asked for; nothing else will do."""
 
 
+QUIET_SECONDS = 10.0
+"""Silence after which it is looked whether a client's connection stands: the time between two pings."""
+
+
 @dataclass(frozen=True, slots=True)
 class Liveness:
     """How long the engine waits for clients, in seconds of the monotonic clock."""
 
     worker_timeout: float = 120.0
-    """Silence after which a worker that has pinged before is gone; at least three heartbeats of 10 s."""
+    """Silence after which a worker that has pinged before is gone, unless its connection stands; at least three
+    heartbeats of 10 s. For so long a scheduler may be without its connection before its requests end."""
     registration_grace: float = 3600.0
     """The same for a worker that never pinged: clients ping only after their first transfer."""
     session_ttl: float = 600.0

@@ -399,7 +399,7 @@ class World:
             worker.registration = None
 
     def _connected(self, client: bytes) -> bool:
-        return not self.vanished and any(worker.client == client for worker in self.workers)
+        return not self.vanished and any(client in (worker.client, worker.role.scheduler) for worker in self.workers)
 
     def _handle(self, event: Event) -> list[Task]:
         """What the engine has asked the transfer thread for."""
@@ -428,7 +428,7 @@ class World:
                     assert effect.text
         for probe in probes:
             connected = self._connected(probe.client)
-            tasks += self._handle(Probed(self.now, probe.instance_id, probe.client, connected))
+            tasks += self._handle(Probed(self.now, probe.client, connected))
         return tasks
 
     def _key_of(self, identity: Identity) -> bytes:

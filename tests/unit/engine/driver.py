@@ -114,6 +114,8 @@ class Driver:
         self.wants_to_continue = False
         self.connected = False
         """Whether the connections of silent workers stand."""
+        self.lost: set[bytes] = set()
+        """Connections that do not stand, whatever the others do."""
         self.probes: list[Probe] = []
         """All there were."""
         self.warnings: list[str] = []
@@ -153,7 +155,8 @@ class Driver:
                 self.pending.append(effect)
         self.probes += probes
         for probe in probes:
-            self.handle(Probed(self.now, probe.instance_id, probe.client, self.connected))
+            stands = self.connected and probe.client not in self.lost
+            self.handle(Probed(self.now, probe.client, stands))
         if self.working:
             self.work()
         if self.storage.working:

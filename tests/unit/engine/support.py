@@ -23,6 +23,8 @@ SHM = Path("/dev/shm")
 HANDLE = b"stub_ipc_handle"
 """What a client on a CPU sends as its event handle."""
 RECEIVE_SECONDS = 20
+NOBODYS_UID = b"\xff"
+"""Of a reply that only shows that the connection stands."""
 _numbers = count()
 
 
@@ -203,8 +205,10 @@ class Client:
         self._socket.send_multipart(frames)
 
     def receive(self) -> list[bytes]:
-        """The next reply; fails after a while without one."""
-        return self._socket.recv_multipart()
+        """The next reply to a request of this client; fails after a while without one."""
+        while (reply := self._socket.recv_multipart())[0] == NOBODYS_UID:
+            pass
+        return reply
 
     def start(self, message: m.Message) -> bytes:
         """Sends a request; returns its uid."""

@@ -8,6 +8,7 @@ import msgspec
 import pytest
 
 from engine import Liveness
+from engine.events import Probe
 from engine.wire import messages as m
 from tests.unit.engine.driver import Driver
 from tests.unit.engine.support import cpu_tensor, key, packed, register_engine_driven
@@ -19,6 +20,7 @@ TOKENS = list(range(48))
 @pytest.fixture
 def driver() -> Driver:
     made = Driver()
+    made.connected = True
     made.register()
     made.store(TOKENS)
     return made
@@ -261,3 +263,49 @@ def test_what_is_looked_up_often_stays_longest() -> None:
     driver.store(range(200, 232))
     assert driver.lookup(TOKENS) == 3
     assert driver.lookup(range(100, 148)) == 1
+
+
+class TestConnections:
+    """Requests of a scheduler that is gone end, since nobody else will end them."""
+
+    def test_its_leases_end_when_its_connection_has_been_gone_for_two_minutes(self, driver: Driver) -> None:
+        driver.connected = False
+        self._promise(driver)
+        driver.tick(11)
+        driver.tick(119)
+        assert driver.leased == 2
+        driver.tick(1)
+        assert (driver.leased, driver.report().active_sessions) == (0, 0)
+
+    def test_it_keeps_them_while_its_connection_stands(self, driver: Driver) -> None:
+        self._promise(driver)
+        driver.tick(290)
+        assert driver.leased == 2
+
+    def test_a_connection_that_was_found_again_counts_anew(self, driver: Driver) -> None:
+        driver.connected = False
+        self._promise(driver)
+        driver.tick(100)
+        driver.connected = True
+        driver.tick(50)
+        driver.connected = False
+        driver.tick(119)
+        assert driver.leased == 2
+
+    def test_requests_of_others_stay(self, driver: Driver) -> None:
+        self._promise(driver)
+        driver.lookup(range(32), client=b"other", request_id="other")
+        driver.lost = {b"other"}
+        driver.tick(140)
+        assert driver.report().active_sessions == 1
+        assert driver.retrieve(range(32)) == [b"", True]
+
+    def test_nobody_is_asked_after_whose_requests_are_new(self, driver: Driver) -> None:
+        self._promise(driver)
+        driver.tick(10)
+        assert driver.probes == []
+        driver.tick(0.1)
+        assert driver.probes == [Probe(b"scheduler"), Probe(b"c")]
+
+    def _promise(self, driver: Driver) -> None:
+        assert driver.lookup(range(32), client=b"scheduler") == 2

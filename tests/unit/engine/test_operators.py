@@ -472,6 +472,7 @@ class TestSessions:
         assert held() == (2, 2 * SLOT)
         driver.free(range(48), end=16)
         assert held() == (1, SLOT)
+        driver.connected = True
         driver.tick(300.1)
         assert held() == (0, 0)
 

@@ -208,13 +208,13 @@ class TestConnections:
         driver.tick(10)
         assert driver.probes == []
         driver.tick(0.1)
-        assert driver.probes == [Probe(1, b"c")]
+        assert driver.probes == [Probe(b"c")]
 
     def test_the_connection_of_the_newest_message_counts(self, driver: Driver) -> None:
         driver.register(1)
         ping(driver, 1, b"new")
         driver.tick(11)
-        assert driver.probes == [Probe(1, b"new")]
+        assert driver.probes == [Probe(b"new")]
 
     def test_a_connection_that_was_lost_before_the_worker_spoke_through_another_is_no_matter(
         self, driver: Driver
@@ -222,7 +222,7 @@ class TestConnections:
         driver.register(1)
         ping(driver, 1, b"new")
         driver.now += 10_000
-        driver.handle(Probed(driver.now, 1, b"c", False))
+        driver.handle(Probed(driver.now, b"c", False))
         assert states(driver) == {1: "ready"}
 
     def test_only_who_is_gone_leaves_its_segments_to_the_server(self, driver: Driver) -> None:

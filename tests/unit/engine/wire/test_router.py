@@ -182,7 +182,7 @@ def test_what_reaches_a_client_is_a_reply_to_a_request_it_cannot_have_made(route
     client.send(b"1", packed("noop"))
     [incoming] = receive(router)
     router.reaches(incoming.to.client)
-    uid, op = client.receive()
+    uid, op = client._socket.recv_multipart()
     assert (unpacked(uid), unpacked(op)) == (-1, 24)
 
 
