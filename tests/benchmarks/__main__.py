@@ -55,9 +55,9 @@ def _parts() -> dict[str, Callable[[argparse.Namespace, list[str]], list[Section
     """Each part imports what it measures only when it runs."""
 
     def job(chosen: argparse.Namespace, _: list[str]) -> list[Section]:
-        from tests.benchmarks.jobs import transfer_job
+        from tests.benchmarks.jobs import transfer_job, verified_job
 
-        return [transfer_job(chosen.tokens, chosen.rounds)]
+        return [transfer_job(chosen.tokens, chosen.rounds), verified_job(chosen.tokens, chosen.rounds)]
 
     def copies(chosen: argparse.Namespace, wanted: list[str]) -> list[Section]:
         from tests.benchmarks.copies import end_to_end

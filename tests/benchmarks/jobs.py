@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 
 import msgspec
 import numpy as np
@@ -13,8 +14,8 @@ import torch
 from engine.events import Copy, Piece
 from engine.layouts import KVLayout, read_kv_layout
 from engine.transfer.torch_copier import TorchCopier
-from tests.benchmarks.copies import Steps, single
-from tests.benchmarks.figures import Section
+from tests.benchmarks.copies import Measured, Steps, measure, single
+from tests.benchmarks.figures import Row, Section, median
 from tests.benchmarks.geometry import CHUNK, CHUNK_BYTES, GIB, ITEM, LAYERS, Case, cases
 from tests.benchmarks.memcopy import Baseline, Segment
 from tests.benchmarks.progress import say
@@ -39,6 +40,36 @@ def transfer_job(tokens: int, rounds: int) -> Section:
                 finally:
                     copier.unmap(MAPPING)
     return section
+
+
+def verified_job(tokens: int, rounds: int) -> Section:
+    """What it costs that the copies take checksums and verify them (`l1.verify`), next to the same copies without."""
+    size = tokens // CHUNK * CHUNK_BYTES
+    section = Section(f"Store and load with checksums, the transfer job alone: {tokens:,} tokens, {size / GIB:.2f} GiB")
+    section.notes.append("baseline: the same job without checksums")
+    with Segment("source", size) as source, Segment("target", size) as target, Segment("arena", size) as arena:
+        baseline = Baseline(source, target, CHUNK_BYTES)
+        copier = TorchCopier(torch.from_numpy(arena.bytes), time.monotonic)
+        copier.prepare_thread()
+        for case in cases(tokens):
+            say(f"transfer job with checksums, {case.name}")
+            with _kv_cache(case) as storages:
+                copier.map(MAPPING, _layout(case, storages))
+                try:
+                    checked = {f"verified {name}": step for name, step in _steps(copier, case, storages, True).items()}
+                    measured = measure({**_steps(copier, case, storages), **checked}, baseline, rounds)
+                finally:
+                    copier.unmap(MAPPING)
+            section.rows += [_cost(name, case, measured) for name in ("store", "load")]
+    return section
+
+
+def _cost(step: str, case: Case, measured: dict[str, Measured]) -> Row:
+    plain, checked = measured[step].seconds, measured[f"verified {step}"].seconds
+    row = Row(f"{step}, {case.name}", "GB/s", case.bytes / 1e9 / median(checked))
+    row.baseline = case.bytes / 1e9 / median(plain)
+    row.to_baseline = median([before / after for before, after in zip(plain, checked, strict=True)])
+    return row
 
 
 @contextmanager
@@ -79,19 +110,23 @@ def _descriptor(case: Case, storages: list[Segment], layer: int) -> msgspec.msgp
     return msgspec.msgpack.Ext(1, msgspec.msgpack.encode(body))
 
 
-def _steps(copier: TorchCopier, case: Case, storages: list[Segment]) -> Steps:
+def _steps(copier: TorchCopier, case: Case, storages: list[Segment], verify: bool = False) -> Steps:
     stored_in, loaded_into = case.scattered(1), case.scattered(2)
     pieces = tuple(Piece(chunk, chunk * CHUNK_BYTES) for chunk in range(case.tokens // CHUNK))
-    store = Copy(1, MAPPING, "store", [stored_in], pieces)
-    load = Copy(2, MAPPING, "retrieve", [loaded_into], pieces)
+    slot_bytes = CHUNK_BYTES if verify else 0
+    store = Copy(1, MAPPING, "store", [stored_in], pieces, slot_bytes=slot_bytes)
+    load = Copy(2, MAPPING, "retrieve", [loaded_into], pieces, slot_bytes=slot_bytes)
     expected: list[bytes] = []
+    checksums: list[bytes] = []
 
     def run_store() -> float:
         expected[:] = [_block(case, storages, layer, block) for layer, block in _sample(stored_in)]
-        return _timed(copier, store)
+        seconds, checksums[:] = _timed(copier, store)
+        return seconds
 
     def run_load() -> float:
-        seconds = _timed(copier, load)
+        checked = [replace(piece, checksum=checksum) for piece, checksum in zip(pieces, checksums, strict=verify)]
+        seconds, _ = _timed(copier, replace(load, pieces=tuple(checked) or pieces))
         found = [_block(case, storages, layer, block) for layer, block in _sample(loaded_into)]
         assert found == expected, "other bytes were loaded than were stored"
         return seconds
@@ -99,10 +134,11 @@ def _steps(copier: TorchCopier, case: Case, storages: list[Segment]) -> Steps:
     return {"store": run_store, "load": run_load}
 
 
-def _timed(copier: TorchCopier, job: Copy) -> float:
+def _timed(copier: TorchCopier, job: Copy) -> tuple[float, tuple[bytes, ...]]:
+    """Seconds, and the checksums that the job wants."""
     start = time.perf_counter()
-    copier.copy(job)
-    return time.perf_counter() - start
+    checksums = copier.copy(job)
+    return time.perf_counter() - start, checksums
 
 
 def _sample(blocks: list[int]) -> list[tuple[int, int]]:
