@@ -100,8 +100,8 @@ def _caught(number: int, information: int, _context: int) -> None:
     """On the thread that has touched the page; when it returns, the touch is repeated."""
     try:
         address = ctypes.c_void_p.from_address(information + _ADDRESS_OFFSET).value or 0
-        replaced = [_replace(watched) for watched in _watched if address in watched]
-        handled = any(replaced)
+        found = [_replace(watched) for watched in _watched if address in watched]
+        handled = True in found
     except BaseException:
         # NOTE: A touch that is repeated for ever is worse than the end.
         handled = False

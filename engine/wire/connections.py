@@ -86,8 +86,8 @@ class Connections:
         """`warn` takes what an operator should read, on the watching thread."""
         self.counts: Final[Counter[CutReason]] = Counter(dict.fromkeys(get_args(CutReason), 0))
         """Connections that were cut off. Read by any thread."""
-        self.settled = 0
-        """Grows whenever the router has found that no whole message waits. Written by the engine thread."""
+        self.settled = False
+        """Whether the router has found no whole message when it looked last. Written by the engine thread."""
         self._warn = warn
         self._clock = clock
         self._monitor: zmq.Socket[bytes] | None = None
@@ -97,7 +97,6 @@ class Connections:
         self._claims: deque[tuple[bytes, int, Traffic]] = deque()
         self._wanted: deque[tuple[bytes, CutReason]] = deque()
         self._gone: deque[bytes] = deque()
-        self._seen_settled = -1
         self._next_round = clock()
         self._most = min(_MOST_CONNECTIONS, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4)
 
@@ -229,17 +228,15 @@ class Connections:
                 del self._by_client[connection.client]
 
     def _look_at_all(self) -> None:
-        has_settled = self.settled != self._seen_settled
-        self._seen_settled = self.settled
         assert self._monitor is not None
         for number, (descriptor, connection) in enumerate(list(self._by_descriptor.items())):
             if number % _SLICE == _SLICE - 1:
                 self._monitor.poll(_SLICE_REST_MS)
                 self._catch_up()
             if not connection.is_cut and self._by_descriptor.get(descriptor) is connection:
-                self._look(connection, has_settled)
+                self._look(connection)
 
-    def _look(self, connection: _Connection, has_settled: bool) -> None:
+    def _look(self, connection: _Connection) -> None:
         try:
             acked, received = connection.look()
         except OSError:
@@ -249,7 +246,7 @@ class Connections:
         taken = connection.before + traffic.taken + forgiven
         # Whole messages that had come by the last look have been taken since, if the router has found no more of them.
         before, connection.received = connection.received, received
-        is_open = before - taken if has_settled else 0
+        is_open = before - taken if self.settled else 0
         if is_open > limits.MAX_OPEN_SLOWLY and received > before and traffic.taken == connection.taken:
             connection.open_rounds += 1
         else:

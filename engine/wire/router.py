@@ -103,11 +103,11 @@ class Router:
 
     def receive(self, limit: int) -> Iterator[Incoming]:
         """The requests that have arrived, at most `limit` messages of any kind."""
-        self._forget()
+        self._begin()
         for _ in range(limit):
             if not self.has_arrived:
                 if self._connections is not None:
-                    self._connections.settled += 1
+                    self._connections.settled = True
                 return
             if self._discarding:
                 self._discard()
@@ -135,8 +135,9 @@ class Router:
         if traffic is not None:
             traffic.sent += sum(len(frame) + _SHORT_HEAD for frame in frames[1:])
 
-    def _forget(self) -> None:
+    def _begin(self) -> None:
         if self._connections is not None:
+            self._connections.settled = False
             for client in self._connections.forgotten():
                 self._traffic.pop(client, None)
 
