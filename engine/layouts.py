@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
-from typing import Any, Final, TypeVar
+from typing import Final, TypeVar
 
 import msgspec
 from blake3 import blake3
@@ -80,7 +80,7 @@ class TensorDescriptor(msgspec.Struct, frozen=True):
     metadata: TensorMetadata | None = None
     shm_name: str = ""
     nbytes: int = 0
-    handle: tuple[Any, ...] = ()
+    handle: tuple[int | bytes | bool | None, ...] = ()
 
 
 class GroupInfo(msgspec.Struct, frozen=True):

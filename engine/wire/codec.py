@@ -116,8 +116,9 @@ def _key(frame: bytes) -> m.Key:
     start = frame.find(_TOKENS_NAME) + len(_TOKENS_NAME)
     end = frame.rfind(_NEXT_NAME)
     # NOTE: A second place that looks like the next field would be in a text, which may be an end user's: with it, a key
-    # could be read that nobody has written, such as one with another salt.
+    # could be read that nobody has written, such as one with another salt. Of two token lists, the last counts.
     only = frame.find(_NEXT_NAME, 0, start) < 0 and frame.rfind(_NEXT_NAME, start, end) < 0
+    only = only and frame.find(_TOKENS_NAME, end) < 0
     if len(_TOKENS_NAME) <= start < end and only:
         with suppress(*_UNREADABLE):
             key = _whole_key(_texts(frame[:start] + _NIL + frame[end:]))

@@ -122,6 +122,16 @@ def test_cuda_tensors_share_storage_by_their_handle() -> None:
     assert [layer.storage for layer in read(tensors).groups[0].layers] == [0, 1, 0]
 
 
+def test_a_handle_with_lists_in_lists_is_refused_however_deep_they_are() -> None:
+    """Somewhere between what can be decoded and what cannot, a little more of the stack would be too much."""
+    body = packed(cuda_tensor([4, 8, 4], handle=b"h"))
+    for depth in range(900, 1100):
+        nested = body.replace(packed(b"h"), b"\x91" * depth + b"\xc0")
+        frame = packed([msgspec.msgpack.Ext(1, nested)])
+        with pytest.raises(LayoutError):
+            read_kv_layout(frame, packed({}), packed([]), 16)
+
+
 def test_an_object_holds_group_after_group_and_layer_after_layer() -> None:
     tensors = [cpu_tensor([4, 8, 4]), cpu_tensor([4, 8, 4]), cpu_tensor([9, 16, 4])]
     layout = read(tensors, groups=[group([1, 0]), group([2], 16, group_id=1)])

@@ -368,6 +368,16 @@ def test_fields_in_another_order_are_read_as_what_they_are() -> None:
     assert (read.key.start, read.key.cache_salt) == (0, "x\u00a5startx")
 
 
+@pytest.mark.parametrize("second", [[7], [], None])
+def test_of_tokens_that_are_there_twice_those_count_that_count_for_everybody_else(second: object) -> None:
+    """The last ones; two readers of one key must not see two prompts."""
+    once = packed(key_map())
+    twice = bytes((once[0] + 1,)) + once[1:] + packed("token_ids") + packed(second)
+    read = decode(operation("lookup"), [twice, packed(1)])
+    assert isinstance(read, m.Lookup)
+    assert unpacked(read.key.token_ids) == second
+
+
 def test_the_replies_that_clients_are_strict_about() -> None:
     slot = m.Slot(4096, 64, (2, 16), "bfloat16")
     as_map = {"offset": 4096, "length": 64, "shape": [2, 16], "dtype": "bfloat16"}
