@@ -67,7 +67,8 @@ class Spared:
             return True
         try:
             message = codec.decode(operation, frames[1:])
-        except codec.DecodeError:
+        except Exception:
+            # NOTE: Refused, or worse: then the server shall show it, and not this.
             return True
         match message:
             case m.Clear():
