@@ -8,6 +8,7 @@ from typing import Self
 
 GREETING = b"\xff" + bytes(8) + b"\x7f\x03\x00NULL" + bytes(16) + b"\x00" + bytes(31)
 _READY = b"\x05READY\x0bSocket-Type\x00\x00\x00\x06DEALER\x08Identity\x00\x00\x00\x00"
+HANDSHAKE_BYTES = len(GREETING) + 2 + len(_READY)
 MORE = 1
 
 

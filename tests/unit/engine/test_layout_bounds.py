@@ -111,6 +111,7 @@ def test_a_copy_touches_the_tensors_bytes_and_no_others(
             assert min(mine) >= 0
             assert max(mine) < bodies[layer.storage]["nbytes"]
             assert len(set(mine)) == len(mine), "two blocks share a byte"
+            assert max(layer.block_stride, layer.plane_stride) <= bodies[layer.storage]["nbytes"]
             assert sorted(touched(layer)) == sorted(mine)
         size += part.chunk_bytes
     assert size == layout.object_bytes

@@ -14,7 +14,7 @@ from engine.wire import limits
 from engine.wire.connections import Connections
 from engine.wire.router import Incoming, Router
 from tests.support.polling import until
-from tests.support.raw_peer import RawPeer, connect, frame, message
+from tests.support.raw_peer import HANDSHAKE_BYTES, RawPeer, connect, frame, message
 from tests.unit.engine.support import Client, packed
 
 NOOP = packed(24)
@@ -100,6 +100,9 @@ def test_what_has_been_taken_does_not_count(served: Served, monkeypatch: pytest.
         for number in range(200):
             assert peer.send(message(b"1", NOOP, bytes(255), bytes(256), bytes(number)) * 30)
             until(lambda wanted=30 * (number + 1): len(served.taken) == wanted, "all are taken")
+        [connection] = served.connections._by_client.values()
+        _, received = connection.look()
+        assert received - connection.traffic.taken == HANDSHAKE_BYTES
     assert served.cut() == {}
 
 
