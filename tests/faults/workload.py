@@ -14,6 +14,8 @@ import mmap
 import os
 import random
 import sys
+import time
+from itertools import count
 from pathlib import Path
 
 import zmq
@@ -31,6 +33,7 @@ _BLOCK_BYTES = 512
 _BLOCKS = 1 + 4 * CHUNKS
 """One that means no block, those that are stored from, and those that are loaded into."""
 _ROUNDS_TO_A_PING = 20
+_numbers = count()
 
 
 class WrongByteError(Exception):
@@ -76,7 +79,8 @@ class Load:
         """One request: chunks that were loaded, and whether the others were stored."""
         tokens = prompt(number)
         self.client.ask(m.Lookup(key(tokens, model_name=self.model, request_id=request), packed(1)))
-        hits = self.client.ask(m.QueryPrefetchStatus(request))
+        while (hits := self.client.ask(m.QueryPrefetchStatus(request))) is None:
+            time.sleep(0.001)
         if hits:
             self.load(tokens[: hits * CHUNK], request)
         stored = hits == CHUNKS or self.store(tokens, hits * CHUNK, request)
@@ -147,8 +151,8 @@ class ServerCopies(Load):
     mode = "lmcache_driven"
 
     def register(self) -> None:
-        self.path = Path("/dev/shm", f"lmcache_kv_{os.getpid()}_{self.instance_id}")
         if not hasattr(self, "memory"):
+            self.path = Path("/dev/shm", f"lmcache_kv_{os.getpid()}_{next(_numbers)}")
             with self.path.open("x+b") as file:
                 file.truncate(_BLOCKS * _BLOCK_BYTES)
                 self.memory = mmap.mmap(file.fileno(), 0)
@@ -212,7 +216,7 @@ def stop_at(load: Load, step: str) -> None:
 
 
 def main(url: str, mode: str, seed: str, step: str = "") -> None:
-    load = MODES[mode](url, int(seed))
+    load = MODES[mode](url, 100 * os.getpid())
     sys.stdin.readline()
     load.register()
     if step:
