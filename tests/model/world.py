@@ -22,6 +22,7 @@ from engine.events import (
     CopyEnded,
     Due,
     Event,
+    Failed,
     Find,
     Load,
     Loaded,
@@ -369,6 +370,8 @@ class World:
                     self._answers.append(effect.answer)
                 case Warn():
                     assert effect.text
+                case Failed():
+                    raise effect.error
         return tasks
 
     def _key_of(self, identity: Identity) -> bytes:
