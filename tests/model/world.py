@@ -23,6 +23,7 @@ from engine.events import (
     CopyEnded,
     Due,
     Event,
+    Failed,
     Find,
     Load,
     Loaded,
@@ -426,6 +427,8 @@ class World:
                     self._answers.append(effect.answer)
                 case Warn():
                     assert effect.text
+                case Failed():
+                    raise effect.error
         for probe in probes:
             connected = self._connected(probe.client)
             tasks += self._handle(Probed(self.now, probe.client, connected))

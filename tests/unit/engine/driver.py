@@ -22,6 +22,7 @@ from engine.events import (
     Due,
     Effect,
     Event,
+    Failed,
     Find,
     Found,
     Load,
@@ -141,6 +142,8 @@ class Driver:
                 self.replies[effect.to.uid] = None if effect.value is None else unpacked(encode_value(effect.value))
             elif isinstance(effect, Warn):
                 self.warnings.append(effect.text)
+            elif isinstance(effect, Failed):
+                raise effect.error
             elif isinstance(effect, CommandDone):
                 assert effect.ticket not in self.answers, "a second answer"
                 self.answers[effect.ticket] = effect.answer
