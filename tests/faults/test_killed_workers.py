@@ -77,7 +77,7 @@ def test_what_a_killed_worker_had_half_written_is_never_seen(server: Server, loa
     server.post("/api/clear-cache")
     with Running(server.url, EngineCopies.mode, 1, "prepared") as worker:
         worker.begin()
-        assert l1(server)["reserved_object_count"] == CHUNKS
+        until(lambda: l1(server)["reserved_object_count"] == CHUNKS, "slots are lent to it")
         worker.kill()
         until(lambda: not l1(server)["reserved_object_count"], "its slots are back", COMES_BACK)
     assert found(reader, 0) == 0
@@ -88,7 +88,7 @@ def test_what_a_killed_worker_had_half_written_is_never_seen(server: Server, loa
 def test_what_a_killed_worker_was_reading_can_be_evicted_again(server: Server) -> None:
     with Running(server.url, EngineCopies.mode, 1, "pinned") as worker:
         worker.begin()
-        assert l1(server)["leased_object_count"] >= CHUNKS
+        until(lambda: l1(server)["leased_object_count"] >= CHUNKS, "slots are lent to it")
         worker.kill()
     until_nobody_is_there(server)
 
@@ -145,7 +145,7 @@ def test_a_connection_that_is_cut_is_not_the_end_of_its_worker(tmp_path: Path) -
         until(lambda: proxy.accepted == 2, "it has connected again")
         worker.say()
         assert worker.line() == "committed"
-        assert l1(server)["total_object_count"] == CHUNKS
+        until(lambda: l1(server)["total_object_count"] == CHUNKS, "all of it is there")
 
 
 class GatedServer(PlainServer):
@@ -211,6 +211,6 @@ def test_the_requests_of_a_killed_scheduler_end(server: Server, loads: dict[str,
     load.once(0, "stored")
     scheduler = ServerCopies(server.url, 77)
     scheduler.client.ask(m.Lookup(key(prompt(0), model_name=load.model, request_id="promised"), packed(1)))
-    assert l1(server)["leased_object_count"] == CHUNKS
+    until(lambda: l1(server)["leased_object_count"] == CHUNKS, "they are promised")
     scheduler.client.close()
     until(lambda: not l1(server)["leased_object_count"], "nothing is promised any more", COMES_BACK)

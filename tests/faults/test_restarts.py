@@ -77,8 +77,9 @@ def test_a_second_server_on_the_data_port_says_so_and_leaves_the_first_alone(tmp
         second = Spawned(*flags(tmp_path))
         second.port, second.l1_size_gb = first.port, 1 / 256
         with second:
-            told = f"cannot listen on 127.0.0.1:{first.port}: Address already in use; another server may use that port"
+            told = f"cannot listen on 127.0.0.1:{first.port}: Address already in use"
             until(lambda: told in second.output(), "it says so", START_TIMEOUT)
+            assert "choose another one with --port, or end that server" in second.output()
             until(lambda: second.get("/api/livez")[0] == 503, "its probes are red")
             assert segments_of(second.pid) == []
             assert second.stop() == 1
