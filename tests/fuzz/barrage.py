@@ -47,6 +47,9 @@ _ANSWERS: Final[dict[str, Any]] = {
     "subscribe_kv_events": m.KVEventBatch,
 }
 """What the value of a reply is; the other operations have none."""
+_OPERATIONS: Final[dict[object, codec.Operation]] = {each.id: each for each in codec.OPERATIONS if each.id} | {
+    each.name: each for each in codec.OPERATIONS
+}
 
 
 class Spared:
@@ -62,7 +65,7 @@ class Spared:
         """False for what may rightly take something away: a clear, or somebody else's leaving or registering."""
         if any(name in frame for frame in frames for name in self._names):
             return False
-        operation = codec.find_operation(frames[0]) if frames else None
+        operation = operation_of(frames)
         if operation is None or operation.message is None:
             return True
         try:
@@ -181,6 +184,14 @@ class Barrage:
         if self._rng.random() < 0.1:
             self._vanish(self._rng.randrange(_CONNECTIONS))
 
+    def suspects(self) -> list[Frames]:
+        """Of the last batch, what was sent around the first message that has no answer; all of it if all have one."""
+        owed = [uid for connection in self._connections for uid in connection.unanswered()]
+        if not owed:
+            return self.batch
+        index = min(owed) - self.sent - 1 + len(self.batch)
+        return self.batch[max(0, index - 20) : index + 10]
+
     def _vanish(self, index: int) -> None:
         """A client that goes without waiting for its answers; another one comes in its place."""
         for _ in range(20):
@@ -210,9 +221,13 @@ class _Connection:
 
     def send(self, uid: bytes, frames: Frames) -> None:
         self._socket.send_multipart([uid, *frames])
-        operation = codec.find_operation(frames[0]) if frames and frames[0] else None
+        operation = operation_of(frames)
         if operation is not None and operation.answers:
             self._owed[uid, frames[0]] = frames
+
+    def unanswered(self) -> list[int]:
+        """The numbers of the messages that are still owed an answer."""
+        return [msgspec.msgpack.decode(uid, type=int) for uid, _ in self._owed]
 
     def collect(self, deadline: float) -> int:
         """Takes all answers that are owed; returns how many those were."""
@@ -229,7 +244,7 @@ class _Connection:
     def _take(self, reply: list[bytes]) -> None:
         frames = self._owed.pop((reply[0], reply[1]), None) if len(reply) > 1 else None
         assert frames is not None, f"nobody has asked for the reply {reply}"
-        operation = codec.find_operation(reply[1])
+        operation = operation_of(frames)
         assert operation is not None  # it was looked up when it was sent
         problem = unfit(operation, reply)
         assert problem is None, f"{problem}, to {literal(frames)}"
@@ -238,6 +253,15 @@ class _Connection:
 
     def close(self) -> None:
         self._socket.close()
+
+
+def operation_of(frames: Frames) -> codec.Operation | None:
+    """What a message asks for, by an account of its own."""
+    try:
+        named = msgspec.msgpack.decode(frames[0])
+    except (IndexError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return None
+    return _OPERATIONS.get(named) if type(named) in (int, str) else None
 
 
 def unfit(operation: codec.Operation, reply: list[bytes]) -> str | None:

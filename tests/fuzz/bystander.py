@@ -101,9 +101,10 @@ class Bystander:
         assert hits >= promised, f"{hits} of {promised} chunks were left of prompt {number}"
         self._prompts[number] = chunks, hits
         if hits:
-            found = self.load(self._key(tokens, hits, request), hits)
-            assert np.array_equal(found, chunks[:hits]), f"prompt {number} has other bytes than were stored"
-            self.hits += hits
+            wanted = int(self._random.integers(1, hits + 1))
+            found = self.load(self._key(tokens, wanted, request), wanted)
+            assert np.array_equal(found, chunks[:wanted]), f"prompt {number} has other bytes than were stored"
+            self.hits += wanted
         self.ask(m.EndSession(request))
 
     def _look_up(self, tokens: list[int], request: str) -> int:

@@ -16,8 +16,7 @@ from typing import Any, Final
 
 import pytest
 
-from engine.wire import codec
-from tests.fuzz.barrage import BATCH, Barrage, Generator, Spared, literal
+from tests.fuzz.barrage import BATCH, Barrage, Generator, Spared, literal, operation_of
 from tests.fuzz.bystander import Bystander, Copied, Lent, wait_until_ready
 from tests.fuzz.hostile import Frames
 from tests.fuzz.wellformed import segments
@@ -112,7 +111,7 @@ def _fire(server: Server, barrage: Barrage, bystanders: tuple[Bystander, ...], t
             barrage.send(min(BATCH, MESSAGES - barrage.sent))
             for bystander in bystanders:
                 bystander.check()
-            _check_process(server, barrage.batch)
+            _check_process(server, barrage)
             if before // step != barrage.sent // step:
                 _check_pages(server)
                 memory = own_memory(server.pid)
@@ -123,23 +122,26 @@ def _fire(server: Server, barrage: Barrage, bystanders: tuple[Bystander, ...], t
                     f"{memory >> 20} MiB, {time.monotonic() - began:.0f} s"
                 )
         except AssertionError as failure:
+            # What the server has to say explains why something was not answered.
+            _check_process(server, barrage)
             where = f"KVKEEP_FUZZ_SEED={SEED}, messages {before + 1} to {barrage.sent}"
             raise AssertionError(f"{where}: {failure}") from None
 
 
-def _check_process(server: Server, batch: list[Frames]) -> None:
+def _check_process(server: Server, barrage: Barrage) -> None:
     """Alive, and without a defect in its log."""
     assert server.process is not None
     defects = _defects(server)
     if server.process.poll() is None and not defects:
         return
-    suspects = [frames for frames in batch if any(_kind(frames) in line for line in defects)] or batch
-    shown = "\n".join(map(literal, suspects[:20]))
-    pytest.fail(f"the server has ended or met a defect:\n{server.output()[-6000:]}\nby one of:\n{shown}")
+    named = [frames for frames in barrage.batch if any(_kind(frames) in line for line in defects)]
+    shown = "\n".join(map(literal, (named or barrage.suspects())[:30]))
+    what = f"KVKEEP_FUZZ_SEED={SEED}, until message {barrage.sent}: the server has ended or met a defect"
+    pytest.fail(f"{what}:\n{server.output()[-6000:]}\nby one of:\n{shown}")
 
 
 def _kind(frames: Frames) -> str:
-    operation = codec.find_operation(frames[0]) if frames else None
+    operation = operation_of(frames)
     message = operation.message if operation is not None else None
     return getattr(message, "__name__", "?")
 
