@@ -28,7 +28,7 @@ _EVENTS: Final = zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED
 _EVENT: Final = struct.Struct("=Hi")
 _ROUND_SECONDS: Final = 0.1
 """Between two looks at the same connection."""
-_OPEN_ROUNDS: Final = 5
+_OPEN_ROUNDS: Final = 10
 """Looks at which the same message was still growing."""
 _SLICE: Final = 16
 """Connections looked at in a row: about 50 us, for which the engine thread may have to wait."""

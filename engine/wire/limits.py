@@ -18,20 +18,22 @@ MAX_FRAME: Final = 32 * MIB
 MAX_FRAMES: Final = 32
 """Frames of one message, with its sender's name; the longest operation has ten."""
 
-MAX_QUEUE: Final = 64 * MIB
-"""What has come from one client and was not taken yet."""
-MAX_OPEN: Final = MAX_FRAME + 8 * MIB
-"""Of that, what may belong to a message whose end has not come: the rest may be on its way through libzmq."""
+MAX_QUEUE: Final = 192 * MIB
+"""What has come from one client and was not taken yet: more than `RECEIVED_MESSAGES` of the largest that make sense, so
+that who is only fast waits, and who sends what makes no sense is cut off."""
+MAX_OPEN: Final = MAX_FRAME + 32 * MIB
+"""Of that, what may belong to a message whose end has not come: the rest may wait in the kernel, whose buffer for a
+connection grows to `net.ipv4.tcp_rmem`, or be on its way through libzmq."""
 MAX_OPEN_SLOWLY: Final = MIB
-"""The same, for a message that is still growing after half a second. Large frames take a fraction of that; what takes
+"""The same, for a message that is still growing after a second. Large frames take a fraction of that; what takes
 longer are many small ones, each of which costs 64 bytes of memory."""
 MAX_UNREAD: Final = 64 * MIB
 """What was sent to one client and has not reached it."""
 FORGIVEN_PER_SECOND: Final = 64
 """Heartbeats, which are not counted as taken."""
 
-RECEIVED_MESSAGES: Final = 1_000
-"""Per client. One that is ahead by more waits; what it sends stays in its own memory."""
+RECEIVED_MESSAGES: Final = 16
+"""Per client. One that is ahead by more waits, by what TCP has for that; what it sends stays in its own memory."""
 SENT_MESSAGES: Final = 10_000
 """Per client. The next reply is lost, and with it the client's connection."""
 

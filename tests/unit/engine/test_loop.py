@@ -38,6 +38,7 @@ from engine.events import (
 from engine.l2.group import TierGroup
 from engine.lookups import Lookups
 from engine.loop import EngineLoop, Mailbox
+from engine.settings import Liveness
 from engine.wire import messages as m
 from engine.wire.router import Router
 from tests.unit.engine.driver import Driver
@@ -516,13 +517,14 @@ def test_a_real_engine_goes_on_with_the_jobs_behind_one_that_fails(
         raise KeyError("a defect")
 
     monkeypatch.setattr(Lookups, "expire", fail)
-    driver = Driver()
+    driver = Driver(liveness=Liveness(registration_grace=1.0))
     driver.register()
     bench.loop._engine = driver.engine
-    bench.clock.now += 1e6
-    bench.loop._step()
+    for _ in range(4):
+        bench.clock.now += 1.0
+        bench.loop._step()
     assert driver.engine.report(failed_requests=0, dropped_messages=0, dropped_replies=0).workers == ()
-    assert bench.loop._jobs["leases"].report(bench.clock.now).exceptions == 1
+    assert bench.loop._jobs["leases"].report(bench.clock.now).exceptions == 4
 
 
 def test_the_transfers_are_ended_and_the_socket_closed_even_if_the_engine_fails(bench: Bench) -> None:

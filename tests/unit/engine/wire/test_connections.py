@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 
 import pytest
 import zmq
@@ -78,17 +79,31 @@ def client(served: Served) -> Iterator[Client]:
 
 
 @pytest.mark.usefixtures("client")
+def test_who_is_ahead_waits_and_what_it_sends_stays_with_it(served: Served) -> None:
+    served.taking = False
+    with RawPeer(served.port) as peer:
+        peer.socket.settimeout(0.5)
+        sent = 0
+        with suppress(TimeoutError):
+            while sent < 200 and peer.send(message(b"1", NOOP, bytes(limits.MIB))):
+                sent += 1
+        assert limits.RECEIVED_MESSAGES <= sent < 64
+        assert served.cut() == {}
+    served.taking = True
+
+
+@pytest.mark.usefixtures("client")
 def test_more_than_may_wait_of_a_client_is_not_kept(served: Served) -> None:
     served.taking = False
     with RawPeer(served.port) as peer:
-        one = message(b"1", NOOP, bytes(limits.MIB))
+        one = message(b"1", NOOP, bytes(limits.MAX_FRAME - limits.KIB))
         sent = 0
-        while sent < 200 and peer.send(one):
+        while sent < limits.RECEIVED_MESSAGES and peer.send(one):
             sent += 1
-        assert 50 < sent < 200
-        assert served.cut() == {"queue": 1}
+        assert sent >= limits.MAX_QUEUE // limits.MAX_FRAME - 1
+        until(lambda: served.cut() == {"queue": 1}, "it is cut off")
     served.taking = True
-    assert "was cut off: more than 67108864 bytes of it wait" in served.warnings[0]
+    assert "was cut off: more than 201326592 bytes of it wait" in served.warnings[0]
 
 
 @pytest.mark.usefixtures("client")
