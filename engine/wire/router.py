@@ -84,7 +84,7 @@ class Router:
         for _ in range(limit):
             if not self.has_arrived:
                 return
-            incoming = self._read(self._socket.recv_multipart(zmq.NOBLOCK))
+            incoming = self._read(self._take())
             if incoming is not None:
                 yield incoming
 
@@ -113,6 +113,18 @@ class Router:
         """Gives replies that were not sent yet at most `linger` seconds."""
         self._socket.close(linger=int(linger * 1000))
 
+    def _take(self) -> list[bytes]:
+        """The frames of the next message, as far as there is memory for them: one that lacks some is refused."""
+        frames = [self._socket.recv(zmq.NOBLOCK)]
+        try:
+            while self._socket.getsockopt(zmq.RCVMORE):
+                frames.append(self._socket.recv(zmq.NOBLOCK))
+        except MemoryError:
+            # NOTE: What is left of this message must not be taken for the next one.
+            while self._socket.getsockopt(zmq.RCVMORE):
+                self._socket.recv(zmq.NOBLOCK, copy=False)
+        return frames
+
     def _read(self, frames: list[bytes]) -> Incoming | None:
         if len(frames) < 3 or not frames[2]:
             # NOTE: An empty op frame is a word about an event stream; unknown streams are ignored silently.
@@ -126,7 +138,9 @@ class Router:
             return Incoming(to, decode(operation, frames[3:]))
         except DecodeError as error:
             self.fail(to, operation, str(error))
-            return None
+        except MemoryError:
+            self.fail(to, operation, f"there is no memory for {sum(map(len, frames))} bytes of {operation.name}")
+        return None
 
     def fail(self, to: ReplyTo, operation: Operation, reason: str) -> None:
         """Answers the operation's failure value."""
