@@ -142,24 +142,36 @@ class Router:
                 self._traffic.pop(client, None)
 
     def _take(self) -> list[bytes]:
-        """The frames of the next message, its sender first; none if it has too many."""
-        receive, option = self._socket.recv, self._socket.getsockopt
-        client = receive(zmq.NOBLOCK)
-        frames, size = [client], 0
-        if client not in self._traffic and self._connections is not None:
-            frames.append(self._meet(self._connections, client))
-            size = _wire_bytes(frames[1])
-        while option(zmq.RCVMORE):
-            frame = receive(zmq.NOBLOCK)
-            frames.append(frame)
-            size += _wire_bytes(frame)
-            if len(frames) > limits.MAX_FRAMES:
-                self._begin_discarding(client)
-                frames = []
-                break
+        """The frames of the next message, its sender first; none if it has too many.
+
+        Only those that there is memory for: a request that lacks some is refused.
+        """
+        client = self._socket.recv(zmq.NOBLOCK)
+        frames: list[bytes] = [client]
+        size = 0
+        try:
+            for frame in self._rest_of(client):
+                frames.append(frame)
+                size += _wire_bytes(len(frame))
+                if len(frames) > limits.MAX_FRAMES:
+                    self._begin_discarding(client)
+                    frames = []
+                    break
+        except MemoryError:
+            # NOTE: What is left of this message must not be taken for the next one.
+            while self._socket.getsockopt(zmq.RCVMORE):
+                size += _wire_bytes(len(self._socket.recv(zmq.NOBLOCK, copy=False)))
         if (traffic := self._traffic.get(client)) is not None:
             traffic.taken += size
         return frames
+
+    def _rest_of(self, client: bytes) -> Iterator[bytes]:
+        """The frames behind the sender's name."""
+        receive, option = self._socket.recv, self._socket.getsockopt
+        if client not in self._traffic and self._connections is not None:
+            yield self._meet(self._connections, client)
+        while option(zmq.RCVMORE):
+            yield receive(zmq.NOBLOCK)
 
     def _meet(self, connections: Connections, client: bytes) -> bytes:
         """Takes the first frame of the first message of a client, which tells by which connection it came."""
@@ -214,7 +226,9 @@ class Router:
             return Incoming(to, decode(operation, frames[3:]))
         except DecodeError as error:
             self.fail(to, operation, str(error))
-            return None
+        except MemoryError:
+            self.fail(to, operation, f"there is no memory for {sum(map(len, frames))} bytes of {operation.name}")
+        return None
 
     def fail(self, to: ReplyTo, operation: Operation, reason: str) -> None:
         """Answers the operation's failure value."""
@@ -228,6 +242,6 @@ class Router:
         self.dropped_messages += 1
 
 
-def _wire_bytes(frame: bytes) -> int:
-    size = len(frame)
+def _wire_bytes(size: int) -> int:
+    """Bytes on the wire of a frame of so many."""
     return size + (_SHORT_HEAD if size <= _SHORT_FRAME else _LONG_HEAD)

@@ -197,12 +197,11 @@ class TestMemory:
     ) -> None:
         with server_with(tmp_path, worker_timeout=60) as server, zmq.Context() as context:
             here = [connect(server, mode) for mode in MODES]
-            size = int(Path(f"/proc/{server.pid}/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
             _, hard = resource.prlimit(server.pid, resource.RLIMIT_AS)
-            resource.prlimit(server.pid, resource.RLIMIT_AS, (size + (24 << 20), hard))
+            resource.prlimit(server.pid, resource.RLIMIT_AS, (address_space(server), hard))
             greedy = [Client(context, server.url) for _ in range(4)]
             for client in greedy:
-                client.start(m.Lookup(key([1 << 30] * (6 << 20), request_id="large"), packed(1)))
+                client.start(m.Lookup(key([1 << 30] * (12 << 20), request_id="large"), packed(1)))
             for number in range(PROMPTS):
                 for load in here:
                     load.once(number, f"while{number}")
@@ -210,8 +209,14 @@ class TestMemory:
             for load in here:
                 assert load.once(0, "after")[1]
             assert server.get("/api/livez")[0] == 200
+            assert server.get("/api/status")[1]["failed_requests"] > 0, "there was memory for all of it"
             for client in greedy:
                 client.close()
+
+
+def address_space(server: Server) -> int:
+    pages = Path(f"/proc/{server.pid}/statm").read_text().split()[0]
+    return int(pages) * os.sysconf("SC_PAGE_SIZE")
 
 
 @pytest.fixture

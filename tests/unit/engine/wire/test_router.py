@@ -92,6 +92,40 @@ def test_a_payload_that_cannot_be_read_is_answered_with_the_failure_value(
     assert (router.failed_requests, router.dropped_messages) == (1, 0)
 
 
+def test_a_request_for_which_there_is_no_memory_is_answered_with_the_failure_value(
+    router: Router, client: Client, warnings: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("engine.wire.router.decode", fails)
+    client.send(b"1", packed("query_prefetch_status"), packed("r"))
+    assert receive(router) == []
+    assert client.receive() == [b"1", packed("query_prefetch_status"), packed(0)]
+    assert warnings == ["request refused: there is no memory for 30 bytes of query_prefetch_status"]
+
+
+def test_a_frame_for_which_there_is_no_memory_costs_its_message_and_not_the_next(
+    router: Router, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recv = zmq.Socket.recv
+
+    def scarce(socket: zmq.Socket[bytes], flags: int = 0, copy: bool = True) -> object:
+        found = recv(socket, flags, copy=copy)
+        if found == packed("large"):
+            raise MemoryError
+        return found
+
+    monkeypatch.setattr(zmq.Socket, "recv", scarce)
+    client.send(b"1", packed("wait_prefetch_status"), packed("large"), packed(1.0))
+    client.send(b"2", packed("noop"))
+    [incoming] = receive_until(router, b"2")
+    monkeypatch.undo()
+    router.reply(incoming.to, "OK")
+    assert [client.receive()[0] for _ in range(2)] == [b"1", b"2"]
+    assert router.failed_requests == 1
+
+
 def test_a_refusal_says_which_argument_is_wrong(router: Router, client: Client, warnings: list[str]) -> None:
     client.send(b"1", packed("query_prefetch_status"), packed(5))
     receive(router)
