@@ -11,6 +11,7 @@ import pytest
 
 from engine.l1.arena import PREFIX
 from tests.faults.workers import BLOCK_BYTES, CHUNK_FLAGS, OBJECT_BYTES, SelfCopying, ServerCopied, arena_of
+from tests.support.polling import until
 from tests.support.server import Server, http
 from tests.support.shm import segments_of
 
@@ -36,10 +37,16 @@ class VerifyingServer(Server):
         assert place >= 0, "it is not there"
         arena_of(arena.name)[place + len(content) // 2] ^= 1
 
-    def counted(self) -> tuple[int, int]:
-        """How many objects were verified, and how many of these were corrupt."""
-        l1 = self.get("/api/status")[1]["storage_manager"]["l1_manager"]
-        return l1["verified"], l1["corrupt"]
+    def has_counted(self, verified: int, corrupt: int) -> None:
+        """So many objects, of which so many were corrupt. What is reported follows what was answered."""
+
+        def counted() -> tuple[int, int]:
+            l1 = self.get("/api/status")[1]["storage_manager"]["l1_manager"]
+            return l1["verified"], l1["corrupt"]
+
+        until(
+            lambda: counted() == (verified, corrupt), f"{verified} verified and {corrupt} corrupt objects are counted"
+        )
 
     def explained(self, model: str) -> tuple[int, str | None]:
         """How many leading chunks are there, and why the next one is not."""
@@ -66,7 +73,7 @@ def test_what_the_server_copies_is_not_served_once_it_is_corrupt(server: Verifyi
         assert worker.lookup(TOKENS) == 3
         assert worker.retrieve(TOKENS, LOADED)
         assert worker.contents(LOADED) == expected
-        assert server.counted() == (3, 0)
+        server.has_counted(3, 0)
 
         server.flip(worker.contents(STORED[2:4]))
         worker.erase(LOADED)
@@ -75,8 +82,8 @@ def test_what_the_server_copies_is_not_served_once_it_is_corrupt(server: Verifyi
         assert worker.contents(LOADED[2:]) == bytes(len(before) - 2 * BLOCK_BYTES), "a byte of it was served"
         worker.end("again")
         assert server.explained(worker.model) == (1, "quarantined")
-        assert server.counted() == (5, 1)
-        assert "is not what was stored" in server.output()
+        server.has_counted(5, 1)
+        until(lambda: "is not what was stored" in server.output(), "the log says so")
 
         assert worker.store(TOKENS, STORED)
         assert worker.lookup(TOKENS, "then") == 3
@@ -90,14 +97,14 @@ def test_what_a_worker_copies_is_not_lent_once_it_is_corrupt(server: VerifyingSe
         assert worker.store(TOKENS, data)
         assert worker.lookup(TOKENS) == 3
         assert worker.retrieve(TOKENS) == data
-        assert server.counted() == (3, 0)
+        server.has_counted(3, 0)
 
         server.flip(data[OBJECT_BYTES : 2 * OBJECT_BYTES])
         assert worker.lookup(TOKENS, "again") == 3
         assert worker.retrieve(TOKENS, "again") is None
         worker.end("again")
         assert server.explained(worker.model) == (1, "quarantined")
-        assert server.counted() == (6, 1)
+        server.has_counted(6, 1)
 
         assert [slot["length"] for slot in worker.prepare_store(TOKENS)] == [OBJECT_BYTES], "only that one is gone"
         assert worker.fill_and_commit(TOKENS, data[OBJECT_BYTES : 2 * OBJECT_BYTES])
