@@ -47,6 +47,8 @@ _ANSWERS: Final[dict[str, Any]] = {
     "subscribe_kv_events": m.KVEventBatch,
 }
 """What the value of a reply is; the other operations have none."""
+_TO_NOBODY: Final = [packed(-1), packed(24)]
+"""A reply to no request, which clients do not heed: sent to see whether a connection stands."""
 _OPERATIONS: Final[dict[object, codec.Operation]] = {each.id: each for each in codec.OPERATIONS if each.id} | {
     each.name: each for each in codec.OPERATIONS
 }
@@ -242,6 +244,8 @@ class _Connection:
         return count
 
     def _take(self, reply: list[bytes]) -> None:
+        if reply == _TO_NOBODY:
+            return
         frames = self._owed.pop((reply[0], reply[1]), None) if len(reply) > 1 else None
         assert frames is not None, f"nobody has asked for the reply {reply}"
         operation = operation_of(frames)

@@ -159,8 +159,10 @@ class Copied(Bystander):
         self.ask(register(self.instance_id, [tensor], model_name=self.model))
 
     def close(self) -> None:
-        self.ask(m.UnregisterKVCache(self.instance_id))
-        self._segment.remove()
+        try:
+            self.ask(m.UnregisterKVCache(self.instance_id))
+        finally:
+            self._segment.remove()
 
     def store(self, wanted: m.Key, chunks: np.ndarray) -> None:
         ids = self._some_blocks(len(chunks))
