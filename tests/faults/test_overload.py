@@ -15,8 +15,9 @@ import pytest
 import zmq
 
 from engine.wire import messages as m
+from engine.wire.limits import MAX_TOKENS, MIB
 from tests.faults.running import l1, server_with, workers
-from tests.faults.workload import CHUNK, CHUNKS, MODES, PROMPTS, EngineCopies, Load, ServerCopies
+from tests.faults.workload import CHUNK, CHUNKS, MODES, PROMPTS, EngineCopies, Load, ServerCopies, prompt
 from tests.support.polling import until
 from tests.support.server import Server
 from tests.unit.engine.support import Client, key, packed
@@ -197,11 +198,15 @@ class TestMemory:
     ) -> None:
         with server_with(tmp_path, worker_timeout=60) as server, zmq.Context() as context:
             here = [connect(server, mode) for mode in MODES]
+            # The first chunk is there, so that the whole prompt has to be read to find the next.
+            here[0].once(0, "before")
+            large = [*prompt(0)[:CHUNK], *[1 << 30] * (MAX_TOKENS - CHUNK)]
             _, hard = resource.prlimit(server.pid, resource.RLIMIT_AS)
-            resource.prlimit(server.pid, resource.RLIMIT_AS, (address_space(server), hard))
+            # Some is left: the C library itself ends a process that has none at all for a thread's own data.
+            resource.prlimit(server.pid, resource.RLIMIT_AS, (address_space(server) + 16 * MIB, hard))
             greedy = [Client(context, server.url) for _ in range(4)]
             for client in greedy:
-                client.start(m.Lookup(key([1 << 30] * (12 << 20), request_id="large"), packed(1)))
+                client.start(m.Lookup(key(large, model_name=here[0].model, request_id="large"), packed(1)))
             for number in range(PROMPTS):
                 for load in here:
                     load.once(number, f"while{number}")

@@ -72,4 +72,5 @@ def test_who_is_silent_to_a_server_that_is_awake_is_reaped_afterwards(server: Se
         assert worker.ping()
         stand_still(server)
         assert known(server) == {1}
+        worker.client.close()
         until(lambda: known(server) == set(), "the silent worker is gone")
