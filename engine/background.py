@@ -43,8 +43,8 @@ class Background:
 
     def stop(self) -> bool:
         """Ends the thread after the part at hand; False if that does not end."""
-        self._is_stopping = True
         self._thread.ask_to_end()
+        self._is_stopping = True
         self._wake.set()
         self._thread.join(_STOP_SECONDS)
         return not self._thread.is_alive()

@@ -259,8 +259,8 @@ class Monitor:
 
     def stop(self) -> bool:
         """Ends the thread; False if it does not end, which a watch that waits is to blame for."""
-        self._stop.set()
         self._thread.ask_to_end()
+        self._stop.set()
         self._wakeups.wake()
         self._thread.join(_STOP_SECONDS)
         if self._thread.is_alive():

@@ -83,7 +83,10 @@ class SupervisedThread(threading.Thread):
             raise
 
     def ask_to_end(self) -> None:
-        """A body that is begun again is begun once more at once; it has its own way to hear that it shall end."""
+        """A body that is begun again is begun once more at once; it has its own way to hear that it shall end.
+
+        To be called before it is told so: a body that ends when nobody has asked it to has failed.
+        """
         self._asked_to_end.set()
 
     def works(self) -> None:

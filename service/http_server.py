@@ -195,8 +195,8 @@ class HttpServer:
 
     def stop(self) -> None:
         """Stops listening, lets running answers end, and ends the threads."""
-        self._stopping = True
         self._thread.ask_to_end()
+        self._stopping = True
         self._server.pull_trigger()
         self._thread.join()
         self._server.task_dispatcher.shutdown(timeout=STOP_GRACE)

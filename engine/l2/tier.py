@@ -238,14 +238,14 @@ class L2Tier:
 
     def stop(self, timeout: float) -> list[str]:
         """Ends the threads; returns the names of those that do not end in so many seconds."""
+        for thread in self._threads:
+            thread.ask_to_end()
         self._stop.set()
         self._wake.set()
         self._scrubber.stop()
         for side in (self._reading, self._writing):
             for task in side.lane.close():
                 task.give_up("unavailable")
-        for thread in self._threads:
-            thread.ask_to_end()
         deadline = self._clock() + timeout
         for thread in self._threads:
             if thread.ident is not None:

@@ -121,8 +121,8 @@ class TransferWorker:
         at the first call only.
         """
         if not self._stopping:
-            self._stopping = True
             self._thread.ask_to_end()
+            self._stopping = True
             self._tasks.put(None)
             self._thread.join(_STOP_SECONDS)
         return not self._thread.is_alive()

@@ -17,6 +17,7 @@ LOOPS: Final = (
     "engine",
     "transfer",
     "monitor",
+    "connections",
     "advisor",
     "recorder",
     "config-watch",
@@ -24,7 +25,7 @@ LOOPS: Final = (
     *(f"tick:{job}" for job in PERIODIC_JOBS),
 )
 """Those that are there from the start, with zeros before there is an engine."""
-_NUMBERED: Final = re.compile(r"(waitress|l2-.+)-(?:keeper|[rw]?\d+)")
+_NUMBERED: Final = re.compile(r"(waitress|l2-.+)-(?:keeper|scrubber|[rw]?\d+)")
 """Threads that are told as one: those of HTTP, and those of a tier."""
 
 

@@ -50,6 +50,7 @@ class Bench:
 
     def saved(self) -> tuple[list[int], list[bytes]]:
         """A new prompt that is in L2 only."""
+        until(lambda: self.tier()["waiting_saves"] == 0, "what was stored before is in L2, or was given up")
         before = self.tier()["saved_objects"]
         stored = self.store()
         until(lambda: self.tier()["saved_objects"] >= before + CHUNKS, "it is in L2")
