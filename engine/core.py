@@ -56,7 +56,7 @@ from engine.registration import Registration
 from engine.saves import Saves
 from engine.sessions import Sessions
 from engine.settings import EngineSettings
-from engine.status import L1Report, L2Report, LookupReport, StatusReport, TierReport
+from engine.status import CutReason, L1Report, L2Report, LookupReport, StatusReport, TierReport
 from engine.tiers import Tier, Tiers
 from engine.traffic import Traffic
 from engine.tuning import Tuning
@@ -185,6 +185,7 @@ class Engine:
         failed_requests: int,
         dropped_messages: int,
         dropped_replies: int,
+        cut_connections: tuple[tuple[CutReason, int], ...] = (),
         lookup_seconds: HistogramReport = NOTHING_COUNTED,
         tiers: Mapping[str, TierReport] = _NO_TIERS,
     ) -> StatusReport:
@@ -208,6 +209,7 @@ class Engine:
             failed_requests=self._refused_requests + failed_requests,
             dropped_messages=dropped_messages,
             dropped_replies=dropped_replies,
+            cut_connections=cut_connections,
             lookups=self._lookup_report(lookup_seconds),
             transfers=self._meters.reports(),
             l1=self._l1_report(),

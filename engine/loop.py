@@ -319,6 +319,7 @@ class EngineLoop:
             failed_requests=router.failed_requests,
             dropped_messages=router.dropped_messages,
             dropped_replies=router.dropped_replies,
+            cut_connections=router.cut_connections,
             lookup_seconds=self._lookup_seconds.snapshot(),
             tiers=self._tiers.reports(),
         )

@@ -257,6 +257,14 @@ class Monitor:
         )
         return MonitorReport((*checks, self._own(look, now)), loops)
 
+    def failing(self) -> tuple[CheckReport, ...]:
+        """The liveness checks that fail. PERF: The same as `report` has, for a fraction of its cost."""
+        look, now = self._look, self._clock()
+        failing = ((check, finding) for check, finding in look.findings if finding.problem is not None)
+        found = (_report(check, finding, now) for check, finding in failing if check.affects == "liveness")
+        own = self._own(look, now)
+        return (*found, *(() if own.ok else (own,)))
+
     def stop(self) -> bool:
         """Ends the thread; False if it does not end, which a watch that waits is to blame for."""
         self._thread.ask_to_end()

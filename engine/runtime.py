@@ -178,9 +178,8 @@ class Runtime:
         """The newest report, with what the monitor finds wrong. Raises EngineStoppedError once the engine has ended."""
         if not self._thread.is_alive():
             raise EngineStoppedError("the engine thread has ended")
-        report = replace(self._loop.published[1], cut_connections=tuple(self._connections.counts.items()))
-        failing = self.checks().failing(liveness_only=True)
-        found = tuple(str(check) for check in failing if check.detail not in report.problems)
+        report = self._loop.published[1]
+        found = tuple(str(check) for check in self._monitor.failing() if check.detail not in report.problems)
         return replace(report, is_healthy=False, problems=(*report.problems, *found)) if found else report
 
     def checks(self) -> MonitorReport:

@@ -9,6 +9,7 @@ from typing import Final, NamedTuple
 import zmq
 
 from engine.events import ReplyTo
+from engine.status import CutReason
 from engine.wire import limits
 from engine.wire.codec import BY_MESSAGE, DecodeError, Operation, decode, encode_value, find_operation
 from engine.wire.connections import Connections, Traffic
@@ -80,6 +81,11 @@ class Router:
             raise
         if connections is not None:
             connections.bound(int(self.endpoint.rpartition(":")[2]))
+
+    @property
+    def cut_connections(self) -> tuple[tuple[CutReason, int], ...]:
+        """How many connections of clients were cut off, by reason."""
+        return () if self._connections is None else tuple(self._connections.counts.items())
 
     @property
     def socket(self) -> zmq.Socket[bytes]:
