@@ -14,18 +14,28 @@ from tests.unit.engine.support import HANDLE, Client, Segment, cpu_tensor, key, 
 
 BLOCKS = 8
 BLOCK_TOKENS = 8
+BLOCK_BYTES = 512
 
 
 class Worker:
-    """Ready while its context lasts. Its KV cache has 8 blocks of 8 tokens, 512 bytes each."""
+    """Ready while its context lasts. Its KV cache has 8 blocks of 8 tokens, 512 bytes each, if nothing else is said."""
 
-    def __init__(self, server: ServerProcess, model: str, instance_id: int = 1) -> None:
+    def __init__(
+        self,
+        server: ServerProcess,
+        model: str,
+        instance_id: int = 1,
+        *,
+        blocks: int = BLOCKS,
+        block_bytes: int = BLOCK_BYTES,
+    ) -> None:
         self._server = server
         self._model = model
         self._instance_id = instance_id
         self._context = zmq.Context()
         self._client = Client(self._context, server.url)
-        self._segment = Segment(BLOCKS * 512)
+        self._shape = [blocks, 2, BLOCK_TOKENS, block_bytes // (2 * BLOCK_TOKENS * 2)]
+        self._segment = Segment(blocks * block_bytes)
 
     def store(self, tokens: Sequence[int]) -> None:
         """Stores the complete chunks of a prompt; what is in their bytes does not matter."""
@@ -35,7 +45,7 @@ class Worker:
         assert stored[-1] is True, stored
 
     def __enter__(self) -> Self:
-        tensors = [cpu_tensor([BLOCKS, 2, BLOCK_TOKENS, 16], shm_name=self._segment.name)]
+        tensors = [cpu_tensor(self._shape, shm_name=self._segment.name)]
         self._client.ask(register(self._instance_id, tensors, model_name=self._model))
         until(self._is_ready, "the worker is ready")
         return self

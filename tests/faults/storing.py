@@ -1,23 +1,22 @@
-"""An engine that stores prompts, looks them up and checks every byte that it gets back, within a time for each."""
+"""An engine that stores prompts and checks every byte that it gets back, within a time for each; a server with one tier."""
 
 from __future__ import annotations
 
 import time
 from itertools import count
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
-import zmq
 
 from engine.wire import messages as m
-from tests.support.polling import until
-from tests.support.server import Server
-from tests.unit.engine.support import HANDLE, Client, Segment, cpu_tensor, key, packed, register
+from tests.contract.test_reload import FromFile
+from tests.contract.worker import BLOCK_TOKENS, Worker
+from tests.support.server import ServerProcess
+from tests.unit.engine.support import HANDLE, key, packed
 
 CHUNK_TOKENS = 16
 CHUNKS = 4
 """Of a prompt."""
-BLOCK_TOKENS = 8
 BLOCKS = CHUNKS * CHUNK_TOKENS // BLOCK_TOKENS
 """Of a prompt. The KV cache has twice as many: those that are stored, and those that are retrieved."""
 BLOCK_BYTES = 64 << 10
@@ -28,17 +27,13 @@ PREFETCH: dict[str, Any] = {"mode": "timeout", "base_ms": 400, "per_1024_tokens_
 _requests = count()
 
 
-class StoringEngine:
+class StoringEngine(Worker):
     """Ready while its context lasts. Prompts are numbers; each has its own tokens and bytes."""
 
-    def __init__(self, server: Server, instance_id: int = 1) -> None:
-        self._server = server
-        self._instance_id = instance_id
-        self._context = zmq.Context()
-        self._client = Client(self._context, server.url)
-        self._segment = Segment(2 * BLOCKS * BLOCK_BYTES)
+    def __init__(self, server: ServerProcess, instance_id: int = 1) -> None:
+        super().__init__(server, "m", instance_id, blocks=2 * BLOCKS, block_bytes=BLOCK_BYTES)
 
-    def store(self, prompt: int) -> None:
+    def store_prompt(self, prompt: int) -> None:
         """Stores a prompt, which has to succeed in time."""
         self._blocks()[:BLOCKS] = contents(prompt)
         wanted = key(tokens(prompt), worker_id=0, request_id=f"store {next(_requests)}")
@@ -73,22 +68,19 @@ class StoringEngine:
     def _blocks(self) -> Any:
         return self._segment.bytes.reshape(2 * BLOCKS, BLOCK_BYTES)
 
-    def __enter__(self) -> Self:
-        shape = [2 * BLOCKS, 2, BLOCK_TOKENS, BLOCK_BYTES // (2 * BLOCK_TOKENS * 2)]
-        tensors = [cpu_tensor(shape, shm_name=self._segment.name)]
-        self._client.ask(register(self._instance_id, tensors))
-        until(self._is_ready, "the worker is ready")
-        return self
 
-    def __exit__(self, *_: object) -> None:
-        self._client.ask(m.UnregisterKVCache(self._instance_id))
-        self._client.close()
-        self._context.term()
-        self._segment.remove()
+class OneTier:
+    """A server with one tier, named far, and an engine."""
 
-    def _is_ready(self) -> bool:
-        workers = self._server.get("/api/workers")[1]["workers"]
-        return any(each["instance_id"] == self._instance_id and each["state"] == "ready" for each in workers)
+    def __init__(self, server: FromFile, engine: StoringEngine) -> None:
+        self.server = server
+        self.engine = engine
+
+    def tier(self) -> dict[str, Any]:
+        status, body = self.server.get("/api/l2/far")
+        assert status == 200, body
+        found: dict[str, Any] = body
+        return found
 
 
 def tokens(prompt: int) -> list[int]:

@@ -13,7 +13,7 @@ import pytest
 from engine.l2.envelope import HEADER_BYTES
 from tests.contract.test_metrics import scraped
 from tests.contract.test_reload import FromFile
-from tests.faults.storing import CHUNKS, OBJECT_BYTES, PREFETCH, StoringEngine
+from tests.faults.storing import CHUNKS, OBJECT_BYTES, PREFETCH, OneTier, StoringEngine
 from tests.support.polling import until
 from tests.unit.service.exposition import value
 
@@ -31,18 +31,8 @@ def config(tier: dict[str, Any], **scrub: Any) -> str:
 FOLDER = {"type": "filesystem", "path": "kv", "keep_free": 0}
 
 
-class Bench:
+class Bench(OneTier):
     """A server with a tier that has all prompts, and an engine that knows them."""
-
-    def __init__(self, server: FromFile, engine: StoringEngine) -> None:
-        self.server = server
-        self.engine = engine
-
-    def tier(self) -> dict[str, Any]:
-        status, body = self.server.get("/api/l2/far")
-        assert status == 200, body
-        found: dict[str, Any] = body
-        return found
 
     def pass_ends(self, before: int) -> dict[str, Any]:
         """What a pass has found, once there were more than so many."""
@@ -61,7 +51,7 @@ class Bench:
         """Stores all prompts; each is in L1 and in the tier."""
         before = self.tier()["saved_objects"]
         for prompt in range(PROMPTS):
-            self.engine.store(prompt)
+            self.engine.store_prompt(prompt)
         until(lambda: self.tier()["saved_objects"] >= before + ALL, "all is in the tier")
 
     def forget(self) -> None:
@@ -165,7 +155,7 @@ def test_what_is_stored_cleared_and_replaced_meanwhile_is_never_taken_for_damage
     while time.monotonic() < until_then or bench.tier()["scrub"]["passes"] < passes + 3:
         if not bench.tier()["scrub"]["is_running"]:
             bench.server.post("/api/l2/far/scrub")
-        bench.engine.store(rounds % (2 * PROMPTS))
+        bench.engine.store_prompt(rounds % (2 * PROMPTS))
         bench.engine.hits((rounds + 3) % (2 * PROMPTS))
         if rounds % 5 == 0:
             bench.forget()

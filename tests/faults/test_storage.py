@@ -26,7 +26,7 @@ import pytest
 
 from tests.contract.test_metrics import scraped
 from tests.contract.test_reload import FromFile
-from tests.faults.storing import CHUNKS, OBJECT_BYTES, PREFETCH, StoringEngine
+from tests.faults.storing import CHUNKS, OBJECT_BYTES, PREFETCH, OneTier, StoringEngine
 from tests.support.polling import until
 from tests.unit.service.exposition import value
 
@@ -225,7 +225,7 @@ class Traffic:
         try:
             while not self._stop.is_set():
                 prompt = 1000 + self.rounds % 50
-                self._engine.store(prompt)
+                self._engine.store_prompt(prompt)
                 # How many are there depends on when the test lets L1 forget them.
                 self._engine.hits(prompt)
                 self._engine.hits(1000 + (self.rounds + 25) % 50)
@@ -253,18 +253,8 @@ class Traffic:
         until(lambda: self.rounds > before + 1 or self._problem, "the other engine goes on")
 
 
-class Bench:
+class Bench(OneTier):
     """A server with one tier, and an engine."""
-
-    def __init__(self, server: FromFile, engine: StoringEngine) -> None:
-        self.server = server
-        self.engine = engine
-
-    def tier(self) -> dict[str, Any]:
-        status, body = self.server.get("/api/l2/far")
-        assert status == 200, body
-        found: dict[str, Any] = body
-        return found
 
     def forget(self) -> None:
         """Lets L1 lose everything."""
@@ -272,7 +262,7 @@ class Bench:
 
     def is_saved(self, prompt: int) -> bool:
         """Whether the tier has it all; L1 has nothing afterwards."""
-        self.engine.store(prompt)
+        self.engine.store_prompt(prompt)
         self.forget()
         return self.engine.hits(prompt) == CHUNKS
 
@@ -332,7 +322,7 @@ def _serve(bench: Bench, broken: Broken) -> None:
     """While it is broken."""
     before = bench.outcomes(broken.outcome)
     for prompt in range(1, 6):
-        bench.engine.store(prompt)
+        bench.engine.store_prompt(prompt)
         assert bench.engine.hits(prompt) == CHUNKS, "what was stored is in L1"
     until(lambda: bench.outcomes(broken.outcome) > before, f"saves are counted as {broken.outcome}")
     bench.forget()
