@@ -1,4 +1,4 @@
-"""An engine that stores prompts and checks every byte that it gets back, within a time for each; a server with one tier."""
+"""An engine that stores prompts and checks every byte that it gets back, in time; and a server with one tier for it."""
 
 from __future__ import annotations
 
