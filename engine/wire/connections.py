@@ -28,8 +28,9 @@ _EVENTS: Final = zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED
 _EVENT: Final = struct.Struct("=Hi")
 _ROUND_SECONDS: Final = 0.1
 """Between two looks at the same connection."""
-_OPEN_ROUNDS: Final = 10
-"""Looks at which the same message was still growing."""
+_OPEN_ROUNDS: Final = 4
+"""Looks at which the same message was still growing, of those behind which the router has settled: four a second at
+least, because of the monitor's pings."""
 _SLICE: Final = 16
 """Connections looked at in a row: about 50 us, for which the engine thread may have to wait."""
 _SLICE_REST_MS: Final = 1
@@ -86,8 +87,8 @@ class Connections:
         """`warn` takes what an operator should read, on the watching thread."""
         self.counts: Final[Counter[CutReason]] = Counter(dict.fromkeys(get_args(CutReason), 0))
         """Connections that were cut off. Read by any thread."""
-        self.settled = False
-        """Whether the router has found no whole message when it looked last. Written by the engine thread."""
+        self.settled = 0
+        """Grows whenever the router has found that no whole message waits. Written by the engine thread."""
         self._warn = warn
         self._clock = clock
         self._monitor: zmq.Socket[bytes] | None = None
@@ -97,6 +98,7 @@ class Connections:
         self._claims: deque[tuple[bytes, int, Traffic]] = deque()
         self._wanted: deque[tuple[bytes, CutReason]] = deque()
         self._gone: deque[bytes] = deque()
+        self._seen_settled = 0
         self._next_round = clock()
         self._most = min(_MOST_CONNECTIONS, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4)
 
@@ -133,10 +135,13 @@ class Connections:
         assert self._monitor is not None, "not attached"
         left = self._next_round - self._clock()
         self._monitor.poll(max(0, int(left * 1000)))
+        # NOTE: Before the claims are read: of what the router had taken by then, all is claimed.
+        settled = self.settled
         self._catch_up()
         if self._clock() >= self._next_round:
             self._next_round = self._clock() + _ROUND_SECONDS
-            self._look_at_all()
+            self._look_at_all(has_settled=settled != self._seen_settled)
+            self._seen_settled = settled
         return 0.0
 
     def close(self) -> None:
@@ -227,16 +232,17 @@ class Connections:
             if self._by_client.get(connection.client) is connection:
                 del self._by_client[connection.client]
 
-    def _look_at_all(self) -> None:
+    def _look_at_all(self, *, has_settled: bool) -> None:
         assert self._monitor is not None
         for number, (descriptor, connection) in enumerate(list(self._by_descriptor.items())):
             if number % _SLICE == _SLICE - 1:
                 self._monitor.poll(_SLICE_REST_MS)
                 self._catch_up()
             if not connection.is_cut and self._by_descriptor.get(descriptor) is connection:
-                self._look(connection)
+                self._look(connection, has_settled=has_settled)
 
-    def _look(self, connection: _Connection) -> None:
+    def _look(self, connection: _Connection, *, has_settled: bool) -> None:
+        """`has_settled`: since the last look the router has found that no whole message waits."""
         try:
             acked, received = connection.look()
         except OSError:
@@ -244,14 +250,14 @@ class Connections:
         traffic = connection.traffic
         forgiven = (self._clock() - connection.since) * limits.FORGIVEN_PER_SECOND
         taken = connection.before + traffic.taken + forgiven
-        # Whole messages that had come by the last look have been taken since, if the router has found no more of them.
         before, connection.received = connection.received, received
-        is_open = before - taken if self.settled else 0
-        if is_open > limits.MAX_OPEN_SLOWLY and received > before and traffic.taken == connection.taken:
-            connection.open_rounds += 1
-        else:
-            connection.open_rounds = 0
-        connection.taken = traffic.taken
+        is_open = 0.0
+        if has_settled:
+            # What had come by the last look, and was not taken since, belongs to a message that is not whole.
+            is_open = before - taken
+            is_growing = is_open > limits.MAX_OPEN_SLOWLY and received > before and traffic.taken == connection.taken
+            connection.open_rounds = connection.open_rounds + 1 if is_growing else 0
+            connection.taken = traffic.taken
         if received - taken > limits.MAX_QUEUE:
             self._cut(connection, "queue")
         elif is_open > limits.MAX_OPEN or connection.open_rounds >= _OPEN_ROUNDS:

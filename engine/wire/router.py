@@ -113,7 +113,7 @@ class Router:
         for _ in range(limit):
             if not self.has_arrived:
                 if self._connections is not None:
-                    self._connections.settled = True
+                    self._connections.settled += 1
                 return
             if self._discarding:
                 self._discard()
@@ -143,7 +143,6 @@ class Router:
 
     def _begin(self) -> None:
         if self._connections is not None:
-            self._connections.settled = False
             for client in self._connections.forgotten():
                 self._traffic.pop(client, None)
 

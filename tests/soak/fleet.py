@@ -18,7 +18,7 @@ HOME_SECONDS = 60.0
 
 
 class Fleet:
-    """`PROCESSES` processes of `CLIENTS` clients each. Used from one thread; each process has one that listens."""
+    """`PROCESSES` processes of `CLIENTS` clients each; each has a thread that listens. `kill` and `check` may come from two threads."""
 
     def __init__(self, url: str, seed: int) -> None:
         self._url = url
@@ -26,6 +26,9 @@ class Fleet:
         self._running: dict[int, subprocess.Popen[bytes]] = {}
         self._listeners: list[threading.Thread] = []
         self._lock = threading.Lock()
+        """Guards what clients say."""
+        self._changing = threading.Lock()
+        """Held while a process is killed and another takes its place."""
         self.counts: Counter[str] = Counter()
         self.slowest = 0.0
         self.pids: list[int] = []
@@ -39,8 +42,9 @@ class Fleet:
 
     def kill(self, number: int) -> None:
         """Ends one in the middle of whatever it does, and starts another in its place."""
-        _kill(self._running.pop(number))
-        self._start(number)
+        with self._changing:
+            _kill(self._running.pop(number))
+            self._start(number)
 
     def go_home(self) -> None:
         """All clients end their lives."""
@@ -66,9 +70,10 @@ class Fleet:
 
     def check(self) -> None:
         """Notes a process that has ended by itself."""
-        for process in self._running.values():
-            if process.poll() is not None and not self.broken:
-                self.broken.append({"broken": f"client process {process.pid} ended", "events": []})
+        with self._changing:
+            ended = [process.pid for process in self._running.values() if process.poll() is not None]
+        if ended and not self.broken:
+            self.broken.append({"broken": f"client process {ended[0]} ended", "events": []})
 
     def _forget(self) -> None:
         for listener in self._listeners:
