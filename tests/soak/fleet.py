@@ -18,7 +18,7 @@ HOME_SECONDS = 60.0
 
 
 class Fleet:
-    """`PROCESSES` processes of `CLIENTS` clients each; each has a thread that listens. `kill` and `check` may come from two threads."""
+    """`PROCESSES` processes of `CLIENTS` clients each. `kill` and `check` may come from two threads."""
 
     def __init__(self, url: str, seed: int) -> None:
         self._url = url
