@@ -100,7 +100,7 @@ def test_the_segment_of_a_killed_worker_is_removed(server: Server) -> None:
         worker.kill()
         assert len(worker.segments) == 1
         until(lambda: not worker.segments, "its segment is removed", COMES_BACK)
-    assert f"removed /dev/shm/lmcache_kv_{worker.pid}_0" in server.output()
+    until(lambda: f"removed /dev/shm/lmcache_kv_{worker.pid}_0" in server.output(), "the log says so")
 
 
 def test_who_is_idle_and_lives_is_never_given_up(server: Server, mode: str) -> None:

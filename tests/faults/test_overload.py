@@ -141,6 +141,7 @@ class TestFileDescriptors:
         l2 = "l2: [{type: filesystem, name: nvme, path: kv, keep_free: 0}]\n"
         with server_with(tmp_path, l2, worker_timeout=60) as server, zmq.Context() as context:
             here = [connect(server, mode) for mode in MODES]
+            until(lambda: tier(server)["state"] == "open", "the tier is open")
             for load in here:
                 assert load.once(0, "before") == (0, True)
             until(lambda: tier(server)["saved_objects"] == 2 * CHUNKS, "all is saved")
